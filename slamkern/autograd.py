@@ -1,0 +1,101 @@
+"""The gated FFN as one autograd Function: what it saves and computes follows from ``needs_input_grad`` alone.
+
+``x: (tokens, hidden_size)``, ``w_gate, w_up: (neurons, hidden_size)``, ``w_down: (hidden_size, neurons)``::
+
+    gate = x @ w_gate.T    up = x @ w_up.T    h = act_fn(gate) * up    y = h @ w_down.T
+
+=====================  =============================  ======================================
+trained                saved for backward             GEMMs of the backward
+=====================  =============================  ======================================
+nothing (frozen)       gate, up                       dh, two for dx
+up, down               x, gate, up                    dh, two for dx, dw_up, dw_down
+the same, no dx        x, gate, up                    dh, dw_up, dw_down
+down, no dx            h                              dw_down
+=====================  =============================  ======================================
+
+With ``recompute`` only ``x`` is saved and gate and up are computed again: one more pair of GEMMs.
+``h`` is never saved beside gate and up: the backward kernel makes it again while it reads them.
+
+Not here: statistics (they need no gradient) and the choice of which FFN runs through this (ffn.py).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class FFNOptions:
+    """What is not a tensor: the activation, the backend of the elementwise op, and whether to recompute."""
+
+    activation: str
+    backend: str
+    recompute: bool = False
+
+
+class GatedFFN(torch.autograd.Function):
+    """``y = (act_fn(x @ w_gate.T + b_gate) * (x @ w_up.T + b_up)) @ w_down.T + b_down``; x is (tokens, hidden_size)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w_gate: Tensor,
+        w_up: Tensor,
+        w_down: Tensor,
+        b_gate: Tensor | None,
+        b_up: Tensor | None,
+        b_down: Tensor | None,
+        options: FFNOptions,
+    ) -> Tensor:
+        gate, up = F.linear(x, w_gate, b_gate), F.linear(x, w_up, b_up)
+        hidden = torch.ops.slamkern.swiglu(gate, up, options.activation, options.backend)
+        y = F.linear(hidden, w_down, b_down)
+
+        need_dx, dw_gate, dw_up, dw_down, db_gate, db_up, _, _ = ctx.needs_input_grad
+        need_inner = need_dx or dw_gate or dw_up or db_gate or db_up
+        keep_x = dw_gate or dw_up or (options.recompute and need_inner)
+        keep_projections = need_inner and not options.recompute
+        ctx.save_for_backward(
+            x if keep_x else None,
+            gate if keep_projections else None,
+            up if keep_projections else None,
+            hidden if dw_down and not need_inner else None,
+            w_gate,
+            w_up,
+            w_down,
+            b_gate,
+            b_up,
+        )
+        ctx.options = options
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, gate, up, hidden, w_gate, w_up, w_down, b_gate, b_up = ctx.saved_tensors
+        options: FFNOptions = ctx.options
+        need_dx, need_dw_gate, need_dw_up, need_dw_down, need_db_gate, need_db_up, need_db_down, _ = (
+            ctx.needs_input_grad
+        )
+        dx = dw_gate = dw_up = dw_down = db_gate = db_up = None
+        if need_dx or need_dw_gate or need_dw_up or need_db_gate or need_db_up:
+            if gate is None:
+                gate, up = F.linear(x, w_gate, b_gate), F.linear(x, w_up, b_up)
+            grad_gate, grad_up, hidden = torch.ops.slamkern.swiglu_backward(
+                grad_y @ w_down, gate, up, options.activation, need_dw_down, options.backend
+            )
+            if need_dx:
+                dx = torch.addmm(grad_gate @ w_gate, grad_up, w_up)
+            dw_gate = grad_gate.T @ x if need_dw_gate else None
+            dw_up = grad_up.T @ x if need_dw_up else None
+            db_gate = grad_gate.sum(0) if need_db_gate else None
+            db_up = grad_up.sum(0) if need_db_up else None
+        if need_dw_down:
+            dw_down = grad_y.T @ hidden
+        db_down = grad_y.sum(0) if need_db_down else None
+        return dx, dw_gate, dw_up, dw_down, db_gate, db_up, db_down, None

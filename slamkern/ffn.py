@@ -1,0 +1,157 @@
+"""The fused forward of an FFN: mixed into the class of one module instance, sharing that module's parameters.
+
+Three shapes are fused (found by discovery.py):
+
+- ``gated``: ``down(act(gate(x)) * up(x))``; the class of the FFN block is extended.
+- ``gated_fused``: the same with gate and up in one projection whose output is split in halves.
+- ``plain``: ``down(act(up(x)))``; only the activation module is extended, everything around it stays.
+
+The projections stay modules. Where one of them is not an ordinary Linear at call time (a LoRA adapter, a hook, a
+sharded wrapper) it is called as a module, so whatever it does still happens; only activation, product and
+statistics are fused then.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slamkern import autograd
+from slamkern.errors import SlamkernError
+from slamkern.moments import Moments
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one layer records: ids of the tokens in flight, how many languages, which tensor, and where to add."""
+
+    language_ids: Tensor  # (tokens,) int32
+    num_languages: int
+    observe: str
+    moments: Moments
+
+
+@dataclass
+class FFN:
+    """One fused FFN of a model: where it is and how it computes. Names are attribute names of its block."""
+
+    path: str  # module path of the block in the model
+    layer: int
+    kind: str  # "gated" | "gated_fused" | "plain"
+    gate: str | None
+    up: str
+    down: str
+    act: str
+    activation: str
+    neurons: int
+    gate_first: bool = True  # "gated_fused": gate is the first half
+    backend: str = "auto"
+    recompute: bool = False
+    recording: Recording | None = field(default=None, compare=False)
+
+    def combine(self, gate: Tensor, up: Tensor | None) -> Tensor:
+        """Activation and product over (..., neurons), with the statistics of a recording where there is one."""
+        shape = gate.shape
+        gate = gate.reshape(-1, shape[-1])
+        up = None if up is None else up.reshape(-1, shape[-1])
+        recording = self.recording
+        if recording is None:
+            return torch.ops.slamkern.swiglu(gate, up, self.activation, self.backend).view(shape)
+        if recording.language_ids.shape[0] != gate.shape[0]:
+            raise SlamkernError(
+                f"{self.path} saw {gate.shape[0]} tokens, but language_ids names {recording.language_ids.shape[0]}; "
+                "give one id for every position of input_ids"
+            )
+        hidden, *moments = torch.ops.slamkern.swiglu_stats(
+            gate,
+            up,
+            recording.language_ids,
+            recording.num_languages,
+            self.activation,
+            recording.observe,
+            self.backend,
+        )
+        recording.moments.add_(Moments(*moments))
+        return hidden.view(shape)
+
+
+class Fused(nn.Module):
+    """Base of the mixins: marks a module as patched and carries its :class:`FFN`."""
+
+    slamkern_ffn: FFN
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether calling ``linear`` is exactly ``F.linear`` with its weight and bias."""
+    return (
+        type(linear) is nn.Linear
+        and not (linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks)
+        and "forward" not in linear.__dict__
+    )
+
+
+class FusedGated(Fused):
+    """Forward of an FFN with gate, up and down as separate projections; x is (..., hidden_size)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ffn = self.slamkern_ffn
+        gate: Any = getattr(self, ffn.gate)  # type: ignore[arg-type]
+        up: Any = getattr(self, ffn.up)
+        down: Any = getattr(self, ffn.down)
+        whole = (
+            ffn.recording is None
+            and torch.is_grad_enabled()
+            and not torch.is_autocast_enabled(x.device.type)
+            and _is_plain(gate)
+            and _is_plain(up)
+            and _is_plain(down)
+        )
+        if not whole:
+            return down(ffn.combine(gate(x), up(x)))
+        options = autograd.FFNOptions(ffn.activation, ffn.backend, ffn.recompute)
+        y = autograd.GatedFFN.apply(
+            x.reshape(-1, x.shape[-1]),
+            gate.weight,
+            up.weight,
+            down.weight,
+            gate.bias,
+            up.bias,
+            down.bias,
+            options,
+        )
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+
+class FusedGateUp(Fused):
+    """Forward of an FFN whose gate and up projections are the halves of one; x is (..., hidden_size)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ffn = self.slamkern_ffn
+        halves = getattr(self, ffn.up)(x)
+        first, second = halves[..., : ffn.neurons], halves[..., ffn.neurons :]
+        gate, up = (first, second) if ffn.gate_first else (second, first)
+        return getattr(self, ffn.down)(ffn.combine(gate, up))
+
+
+class FusedActivation(Fused):
+    """Forward of the activation module of an FFN without a gate; x is (..., neurons)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.slamkern_ffn.combine(x, None)
+
+
+MIXINS: dict[str, type[Fused]] = {"gated": FusedGated, "gated_fused": FusedGateUp, "plain": FusedActivation}
+
+
+def fuse(module: nn.Module, ffn: FFN) -> None:
+    """Extend the class of this one instance with the fused forward; its parameters and children stay."""
+    own = type(module)
+    module.__class__ = type(f"Fused{own.__name__}", (MIXINS[ffn.kind], own), {"__module__": own.__module__})
+    module.slamkern_ffn = ffn  # type: ignore[assignment]
+
+
+def unfuse(module: Fused) -> None:
+    """Give the instance its own class back, as it was before :func:`fuse`."""
+    module.__class__ = type(module).__bases__[1]
+    del module.slamkern_ffn

@@ -1,0 +1,233 @@
+"""The registered ops (``torch.ops.slamkern``) and the choice of the backend that runs them.
+
+Every backend module (``kernels`` for Triton, ``native`` for the compiled library, ``reference`` for plain torch)
+has the same functions with the same signatures; this file alone decides which one runs and registers
+schema, implementation, shape function and autograd formula of each op.
+"""
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from slamkern import kernels, native, reference
+from slamkern.errors import SlamkernError
+from slamkern.moments import Moments
+
+BACKENDS: dict[str, ModuleType] = {"triton": kernels, "native": native, "reference": reference}
+_HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def backends(device_type: str = "cpu") -> dict[str, str | None]:
+    """For each backend, None where it can run on ``device_type``, else the reason why not."""
+    return {name: module.why_not(device_type) for name, module in BACKENDS.items()}
+
+
+def resolve(backend: str, device_type: str) -> str:
+    """The backend that ``backend`` means on a device: itself, or the first available one for ``"auto"``.
+
+    Raises SlamkernError where the named backend is unknown or cannot be had, with the reason.
+    """
+    if backend == "auto":
+        return next(name for name, reason in backends(device_type).items() if reason is None)
+    if backend not in BACKENDS:
+        raise SlamkernError(f"unknown backend {backend!r}; known: auto {' '.join(BACKENDS)}")
+    if reason := BACKENDS[backend].why_not(device_type):
+        raise SlamkernError(f"backend {backend!r} cannot run on {device_type}: {reason}; backend='auto' always works")
+    return backend
+
+
+@functools.cache
+def _module(backend: str, device_type: str, dtype: torch.dtype) -> ModuleType:
+    # Only plain torch computes in float64: there it is the oracle and what gradcheck runs through.
+    if backend == "auto" and dtype not in _HALF_AND_SINGLE:
+        return reference
+    name = resolve(backend, device_type)
+    if name != "reference" and dtype not in _HALF_AND_SINGLE:
+        raise SlamkernError(f"backend {name!r} computes float32, bfloat16 and float16, not {dtype}; use 'reference'")
+    return BACKENDS[name]
+
+
+def _rows(x: Tensor) -> Tensor:
+    # Gradients of sums arrive with stride 0; kernels read rows whose last dimension is contiguous.
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+_library = torch.library.Library("slamkern", "DEF")
+_STATS = "(Tensor count, Tensor mean, Tensor m2, Tensor active)"
+_ARGS = "Tensor gate, Tensor? up, Tensor language_ids, int num_languages, str activation, str observe, str backend"
+_library.define("swiglu(Tensor gate, Tensor? up, str activation, str backend) -> Tensor")
+_library.define(f"swiglu_stats({_ARGS}) -> (Tensor hidden, Tensor count, Tensor mean, Tensor m2, Tensor active)")
+_library.define(f"swiglu_moments({_ARGS}) -> {_STATS}")
+_library.define(
+    "swiglu_backward(Tensor grad_hidden, Tensor gate, Tensor? up, str activation, bool need_hidden, str backend)"
+    " -> (Tensor grad_gate, Tensor grad_up, Tensor hidden)"
+)
+
+
+def _swiglu(gate: Tensor, up: Tensor | None, activation: str, backend: str) -> Tensor:
+    module = _module(backend, gate.device.type, gate.dtype)
+    return module.swiglu(_rows(gate), up if up is None else _rows(up), activation)
+
+
+def _swiglu_stats(
+    gate: Tensor, up: Tensor | None, ids: Tensor, num_languages: int, activation: str, observe: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    module = _module(backend, gate.device.type, gate.dtype)
+    return module.swiglu_stats(_rows(gate), up if up is None else _rows(up), ids, num_languages, activation, observe)
+
+
+def _swiglu_moments(
+    gate: Tensor, up: Tensor | None, ids: Tensor, num_languages: int, activation: str, observe: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    module = _module(backend, gate.device.type, gate.dtype)
+    return module.swiglu_moments(_rows(gate), up if up is None else _rows(up), ids, num_languages, activation, observe)
+
+
+def _swiglu_backward(
+    grad_hidden: Tensor, gate: Tensor, up: Tensor | None, activation: str, need_hidden: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    # An op cannot return None: what was not asked for, or does not exist, comes back empty.
+    module = _module(backend, gate.device.type, gate.dtype)
+    grads = module.swiglu_backward(
+        _rows(grad_hidden), _rows(gate), up if up is None else _rows(up), activation, need_hidden
+    )
+    return tuple(gate.new_empty(0) if grad is None else grad for grad in grads)
+
+
+_library.impl("swiglu", _swiglu, "CompositeExplicitAutograd")
+_library.impl("swiglu_stats", _swiglu_stats, "CompositeExplicitAutograd")
+_library.impl("swiglu_moments", _swiglu_moments, "CompositeExplicitAutograd")
+_library.impl("swiglu_backward", _swiglu_backward, "CompositeExplicitAutograd")
+
+
+def _empty_hidden(gate: Tensor) -> Tensor:
+    return torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+
+
+def _empty_moments(gate: Tensor, num_languages: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shape = (num_languages, gate.shape[1])
+    return (
+        torch.empty(num_languages, dtype=torch.int64, device=gate.device),
+        torch.empty(shape, dtype=torch.float64, device=gate.device),
+        torch.empty(shape, dtype=torch.float64, device=gate.device),
+        torch.empty(shape, dtype=torch.int64, device=gate.device),
+    )
+
+
+@torch.library.register_fake("slamkern::swiglu", lib=_library)
+def _(gate, up, activation, backend):  # type: ignore[no-untyped-def]
+    return _empty_hidden(gate)
+
+
+@torch.library.register_fake("slamkern::swiglu_stats", lib=_library)
+def _(gate, up, language_ids, num_languages, activation, observe, backend):  # type: ignore[no-untyped-def]
+    return _empty_hidden(gate), *_empty_moments(gate, num_languages)
+
+
+@torch.library.register_fake("slamkern::swiglu_moments", lib=_library)
+def _(gate, up, language_ids, num_languages, activation, observe, backend):  # type: ignore[no-untyped-def]
+    return _empty_moments(gate, num_languages)
+
+
+@torch.library.register_fake("slamkern::swiglu_backward", lib=_library)
+def _(grad_hidden, gate, up, activation, need_hidden, backend):  # type: ignore[no-untyped-def]
+    absent = gate.new_empty(0)
+    grad_up = absent if up is None else _empty_hidden(up)
+    return _empty_hidden(gate), grad_up, _empty_hidden(gate) if need_hidden else absent.clone()
+
+
+def _setup_swiglu(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    gate, up, ctx.activation, ctx.backend = inputs
+    ctx.save_for_backward(gate, up)
+
+
+def _setup_swiglu_stats(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    gate, up, _, _, ctx.activation, _, ctx.backend = inputs
+    ctx.save_for_backward(gate, up)
+
+
+def _grads(ctx, grad_hidden):  # type: ignore[no-untyped-def]
+    gate, up = ctx.saved_tensors
+    grad_gate, grad_up, _ = torch.ops.slamkern.swiglu_backward(
+        grad_hidden, gate, up, ctx.activation, False, ctx.backend
+    )
+    return grad_gate, None if up is None else grad_up
+
+
+def _differentiate_swiglu(ctx, grad_hidden):  # type: ignore[no-untyped-def]
+    return *_grads(ctx, grad_hidden), None, None
+
+
+def _differentiate_swiglu_stats(ctx, grad_hidden, *_):  # type: ignore[no-untyped-def]
+    # Statistics are observations, not a function to differentiate: only hidden carries a gradient.
+    return *_grads(ctx, grad_hidden), None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "slamkern::swiglu", _differentiate_swiglu, setup_context=_setup_swiglu, lib=_library
+)
+torch.library.register_autograd(
+    "slamkern::swiglu_stats", _differentiate_swiglu_stats, setup_context=_setup_swiglu_stats, lib=_library
+)
+
+
+def _check(gate: Tensor, up: Tensor | None, activation: str) -> None:
+    if gate.dim() != 2:
+        raise SlamkernError(f"gate has shape {tuple(gate.shape)}; expected (tokens, neurons)")
+    if not gate.is_floating_point():
+        raise SlamkernError(f"gate is {gate.dtype}; expected a floating dtype")
+    if up is not None and (up.shape != gate.shape or up.dtype != gate.dtype or up.device != gate.device):
+        raise SlamkernError(
+            f"up is {tuple(up.shape)} {up.dtype} on {up.device}; expected gate's "
+            f"{tuple(gate.shape)} {gate.dtype} on {gate.device}"
+        )
+    if activation not in reference.ACTIVATIONS:
+        raise SlamkernError(f"unknown activation {activation!r}; known: {' '.join(reference.ACTIVATIONS)}")
+
+
+def swiglu(gate: Tensor, up: Tensor | None, activation: str = "silu", backend: str = "auto") -> Tensor:
+    """``hidden = act_fn(gate) * up`` (``act_fn(gate)`` where ``up`` is None), differentiable.
+
+    ``gate``, ``up``, ``hidden``: (tokens, neurons), one floating dtype. Computed in float32, rounded once.
+    """
+    _check(gate, up, activation)
+    return torch.ops.slamkern.swiglu(gate, up, activation, backend)
+
+
+def swiglu_stats(
+    gate: Tensor,
+    up: Tensor | None,
+    language_ids: Tensor | None,
+    num_languages: int,
+    activation: str = "silu",
+    observe: str = "gate",
+    backend: str = "auto",
+) -> tuple[Tensor, Moments | None]:
+    """``swiglu`` and, in the same pass over memory, the moments of each language's tokens.
+
+    Args:
+        gate, up: (tokens, neurons), any floating dtype; ``up`` None for an FFN without a gate.
+        language_ids: (tokens,) int32, ``-1`` ignored; None for no statistics (then the moments are None).
+        observe: ``"gate"`` for ``act_fn(gate)``, ``"hidden"`` for ``act_fn(gate) * up``.
+
+    Returns ``hidden`` (tokens, neurons) and :class:`Moments` over ``num_languages`` languages. Deterministic:
+    bitwise the same from run to run.
+    """
+    if language_ids is None:
+        return swiglu(gate, up, activation, backend), None
+    _check(gate, up, activation)
+    if observe not in reference.OBSERVABLES:
+        raise SlamkernError(f"unknown observable {observe!r}; known: {' '.join(reference.OBSERVABLES)}")
+    if language_ids.shape != gate.shape[:1] or language_ids.dtype != torch.int32:
+        raise SlamkernError(
+            f"language_ids is {tuple(language_ids.shape)} {language_ids.dtype}; "
+            f"expected ({gate.shape[0]},) torch.int32, one id a token"
+        )
+    if num_languages < 1:
+        raise SlamkernError(f"num_languages is {num_languages}; statistics need at least one language")
+    hidden, *moments = torch.ops.slamkern.swiglu_stats(
+        gate, up, language_ids, num_languages, activation, observe, backend
+    )
+    return hidden, Moments(*moments)

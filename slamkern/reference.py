@@ -1,0 +1,119 @@
+"""The plain-torch twin of every op: the oracle in float64, the backend where nothing is compiled, the baseline.
+
+Shapes: ``gate``, ``up``, ``hidden``, gradients: (tokens, neurons), any floating dtype, last dimension contiguous.
+``language_ids``: (tokens,) int32; ids outside ``0..num_languages-1`` (``-1`` by convention) are left out of the
+statistics. Arithmetic is float32 (float64 for float64 inputs), ``hidden`` is rounded once to the input dtype.
+
+Not here: autograd (ops.py), state across calls (stats.py).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+OBSERVABLES = ("gate", "hidden")
+StatsTensors = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def why_not(device_type: str) -> str | None:
+    """Plain torch runs on every device."""
+    return None
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """``act_fn(x)``: SiLU ``x * sigmoid(x)``, GELU (exact or tanh), ReLU; same shape and dtype as ``x``."""
+    match activation:
+        case "silu":
+            return F.silu(x)
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "relu":
+            return F.relu(x)
+    raise ValueError(f"unknown activation {activation!r}; known: {' '.join(ACTIVATIONS)}")
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
+    """``hidden = act_fn(gate) * up``, or ``act_fn(gate)`` where ``up`` is None (the FFN has no gate)."""
+    observed = activate(_wide(gate), activation)
+    return (observed if up is None else observed * _wide(up)).to(gate.dtype)
+
+
+def swiglu_stats(
+    gate: Tensor, up: Tensor | None, language_ids: Tensor, num_languages: int, activation: str, observe: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``hidden`` and the moments of the observed tensor per language and neuron.
+
+    Returns ``hidden`` (tokens, neurons), ``count`` (languages,) int64, ``mean`` and ``m2`` (languages, neurons)
+    float64, ``active`` (languages, neurons) int64. ``observe="gate"`` looks at ``act_fn(gate)``,
+    ``observe="hidden"`` at ``act_fn(gate) * up``; ``m2`` is the sum of squared deviations from the mean.
+    """
+    activated = activate(_wide(gate), activation)
+    hidden = activated if up is None else activated * _wide(up)
+    moments = _moments(hidden if observe == "hidden" else activated, language_ids, num_languages)
+    return hidden.to(gate.dtype), *moments
+
+
+def swiglu_moments(
+    gate: Tensor, up: Tensor | None, language_ids: Tensor, num_languages: int, activation: str, observe: str
+) -> StatsTensors:
+    """The statistics of :func:`swiglu_stats` alone; with ``observe="gate"`` ``up`` is not read."""
+    observed = activate(_wide(gate), activation)
+    if observe == "hidden" and up is not None:
+        observed = observed * _wide(up)
+    return _moments(observed, language_ids, num_languages)
+
+
+def _moments(observed: Tensor, language_ids: Tensor, num_languages: int) -> StatsTensors:
+    neurons = observed.shape[1]
+    count = torch.zeros(num_languages, dtype=torch.int64, device=observed.device)
+    mean = torch.zeros(num_languages, neurons, dtype=torch.float64, device=observed.device)
+    m2 = torch.zeros_like(mean)
+    active = torch.zeros(num_languages, neurons, dtype=torch.int64, device=observed.device)
+    for language in range(num_languages):
+        rows = observed[language_ids == language].double()
+        if rows.shape[0] == 0:
+            continue
+        count[language] = rows.shape[0]
+        mean[language] = rows.mean(0)
+        m2[language] = (rows - mean[language]).square().sum(0)
+        active[language] = (rows > 0).sum(0)
+    return count, mean, m2, active
+
+
+def activation_derivative(x: Tensor, activation: str) -> Tensor:
+    """``d act_fn(x) / dx``; ReLU's derivative at 0 is 0, as in torch."""
+    match activation:
+        case "silu":
+            sigmoid = torch.sigmoid(x)
+            return sigmoid * (1 + x * (1 - sigmoid))
+        case "gelu":
+            density = torch.exp(-0.5 * x * x) * 0.3989422804014327  # 1 / sqrt(2 pi)
+            return 0.5 * (1 + torch.erf(x * 0.7071067811865476)) + x * density
+        case "gelu_tanh":
+            slope = 0.7978845608028654  # sqrt(2 / pi)
+            tanh = torch.tanh(slope * (x + 0.044715 * x**3))
+            return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * slope * (1 + 3 * 0.044715 * x * x)
+        case "relu":
+            return (x > 0).to(x.dtype)
+    raise ValueError(f"unknown activation {activation!r}; known: {' '.join(ACTIVATIONS)}")
+
+
+def swiglu_backward(
+    grad_hidden: Tensor, gate: Tensor, up: Tensor | None, activation: str, need_hidden: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """``grad_gate``, ``grad_up`` (None without ``up``) and, on request, ``hidden`` again; all freshly allocated."""
+    wide_gate, wide_grad = _wide(gate), _wide(grad_hidden)
+    slope = activation_derivative(wide_gate, activation)
+    if up is None:
+        return (wide_grad * slope).to(gate.dtype), None, swiglu(gate, None, activation) if need_hidden else None
+    activated, wide_up = activate(wide_gate, activation), _wide(up)
+    grad_gate = (wide_grad * wide_up * slope).to(gate.dtype)
+    grad_up = (wide_grad * activated).to(up.dtype)
+    return grad_gate, grad_up, (activated * wide_up).to(gate.dtype) if need_hidden else None
