@@ -1,0 +1,120 @@
+"""The figures of a report, each a pure function from numbers to PNG bytes (matplotlib's Agg, imported when called).
+
+Matrices are (layers, languages). Colours: one blue for single-hue maps, orange for what was selected.
+Only language codes are drawn, so no font beyond matplotlib's own is needed.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+INK, MUTED, BLUE, ORANGE = "#1f2933", "#7b8794", "#2f6db3", "#d9730d"
+STYLE = {
+    "font.size": 9, "axes.edgecolor": "#cbd2d9", "axes.labelcolor": INK, "text.color": INK,
+    "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "figure.constrained_layout.use": True,
+}  # fmt: skip
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def layer_heatmap(
+    values: Sequence[Sequence[float]], languages: Sequence[str], label: str, selected: Sequence[int] = ()
+) -> bytes:
+    """A (layers, languages) matrix with layer 0 at the bottom; selected layers have an orange, bold tick label.
+
+    Cells are annotated while they are few enough to stay legible.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        layers, columns = len(values), len(languages)
+        figure, axes = _figure(max(4.2, 0.62 * columns + 1.6), max(2.2, min(0.27 * layers + 0.9, 9.5)))
+        image = axes.imshow(values, aspect="auto", origin="lower", cmap="Blues", interpolation="nearest")
+        axes.set_xticks(range(columns), languages)
+        axes.set_yticks(range(layers), [str(layer) for layer in range(layers)], fontsize=9 if layers <= 24 else 7)
+        axes.set_ylabel("layer")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for layer in selected:
+            axes.get_yticklabels()[layer].set(color=ORANGE, fontweight="bold")
+        figure.colorbar(image, ax=axes, label=label, pad=0.02).outline.set_visible(False)
+        if layers <= 16 and columns <= 12:
+            top, low = max(map(max, values)), min(map(min, values))
+            for row, line in enumerate(values):
+                for column, value in enumerate(line):
+                    dark = value - low > 0.6 * (top - low)
+                    axes.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=6.5,
+                              color="white" if dark else INK)  # fmt: skip
+        return _png(figure)
+
+
+def layer_bars(scores: Sequence[float], selected: Sequence[int], score_name: str, stability: Sequence[float] | None) -> bytes:
+    """One bar a layer (its mean score), selected ones in orange; above a bar, how often the bootstrap chose the layer."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        layers = len(scores)
+        figure, axes = _figure(max(4.8, min(0.3 * layers + 1.5, 11)), 2.6)
+        axes.bar(range(layers), scores, width=0.72, color=[ORANGE if i in selected else "#c3d4e8" for i in range(layers)])
+        axes.set_xticks(range(layers), [str(i) for i in range(layers)], fontsize=9 if layers <= 24 else 7)
+        axes.set_xlabel("layer (orange: selected" + ("; number: share of bootstrap draws that choose it)" if stability else ")"))
+        axes.set_ylabel(score_name)
+        axes.tick_params(axis="x", length=0)
+        axes.margins(x=0.01, y=0.15)
+        for layer, chance in enumerate(stability or ()):
+            if chance >= 0.005:
+                axes.annotate(f"{100 * chance:.0f}%", (layer, scores[layer]), xytext=(0, 2), textcoords="offset points",
+                              ha="center", fontsize=7, color=ORANGE if layer in selected else MUTED)  # fmt: skip
+        return _png(figure)
+
+
+def loss_curve(losses: Sequence[float], smoothing: int = 0) -> bytes:
+    """Training loss per supervised token over the steps: every step in light, its running mean in dark."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(6.4, 2.6)
+        steps = range(1, len(losses) + 1)
+        window = smoothing or max(1, len(losses) // 20)
+        mean = [sum(losses[max(0, i - window + 1) : i + 1]) / (i + 1 - max(0, i - window + 1)) for i in range(len(losses))]
+        axes.plot(steps, losses, color="#b8cbe2", linewidth=1, marker="o" if len(losses) < 3 else None)
+        axes.plot(steps, mean, color=BLUE, linewidth=1.8)
+        axes.set(xlabel="step", ylabel="loss per supervised token")
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color="#e4e7eb", linewidth=0.7)
+        axes.set_axisbelow(True)
+        return _png(figure)
+
+
+def before_after(before: Mapping[str, float], after: Mapping[str, float], label: str, decimals: int = 2) -> bytes:
+    """Grouped bars per language: before in grey, after in blue, each with its value."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        languages = [code for code in before if code in after]
+        figure, axes = _figure(max(4.6, 0.72 * len(languages) + 1.2), 2.6)
+        for offset, values, colour, name in ((-0.2, before, "#b0bac5", "before"), (0.2, after, BLUE, "after")):
+            heights = [values[code] for code in languages]
+            places = [index + offset for index in range(len(languages))]
+            bars = axes.bar(places, heights, width=0.38, color=colour, label=name)
+            axes.bar_label(bars, fmt=f"%.{decimals}f", fontsize=6.5, padding=1, color=INK)
+        axes.set_xticks(range(len(languages)), languages)
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylabel(label)
+        axes.margins(y=0.12)
+        axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, borderaxespad=0)
+        return _png(figure)
