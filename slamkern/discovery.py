@@ -21,7 +21,10 @@ _ACTIVATION_MODULES = ("torch.nn.modules.activation", "transformers.activations"
 
 @dataclass(frozen=True)
 class Finding:
-    """A candidate: its module path, the module to extend, and either its :class:`FFN` or the reason why not."""
+    """A candidate: its module path, the module to extend, its :class:`FFN`, or the reason why it cannot be fused.
+
+    A block of a known shape whose weights cannot be computed with (meta device, quantised) has both.
+    """
 
     path: str
     module: nn.Module
@@ -89,9 +92,6 @@ def _examine(path: str, module: nn.Module) -> Finding:
     kind, gate, up, down, act, gate_first = match
     if ".experts." in f".{path}.":
         return Finding(path, module, None, "mixture of experts: tokens reach different experts")
-    for name in filter(None, (gate, up, down)):
-        if reason := _unusable(name, module.get_submodule(name).weight):
-            return Finding(path, module, None, reason)
     activation = identify_activation(module.get_submodule(act))
     if activation is None:
         known = ", ".join(reference.ACTIVATIONS)
@@ -103,7 +103,9 @@ def _examine(path: str, module: nn.Module) -> Finding:
         return Finding(path, module, None, "its path does not name one layer")
     neurons = _neurons(module.get_submodule(down))
     ffn = FFN(path, layers[0], kind, gate, up, down, act, activation, neurons, gate_first)
-    return Finding(path, module.get_submodule(act) if kind == "plain" else module, ffn, None)
+    reasons = (_unusable(name, module.get_submodule(name).weight) for name in (gate, up, down) if name)
+    reason = next(filter(None, reasons), None)
+    return Finding(path, module.get_submodule(act) if kind == "plain" else module, ffn, reason)
 
 
 def _unusable(name: str, weight: torch.Tensor) -> str | None:
@@ -203,9 +205,7 @@ def _gated(act: fx.Node, product: fx.Node, body: list[fx.Node], module: nn.Modul
 
 def _calls(node: object, module: nn.Module, predicate: object) -> bool:
     return (
-        isinstance(node, fx.Node)
-        and node.op == "call_module"
-        and predicate(module.get_submodule(str(node.target)))  # type: ignore[operator]
+        isinstance(node, fx.Node) and node.op == "call_module" and predicate(module.get_submodule(str(node.target)))  # type: ignore[operator]
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """``count`` (languages,) int64; ``mean``, ``m2`` (languages, neurons) float64; ``active`` (languages, neurons) int64."""
+    """``count`` (languages,) int64; ``mean``, ``m2`` float64 and ``active`` int64 (languages, neurons)."""
 
     count: Tensor
     mean: Tensor

@@ -165,9 +165,7 @@ def _differentiate_swiglu_stats(ctx, grad_hidden, *_):  # type: ignore[no-untype
     return *_grads(ctx, grad_hidden), None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "slamkern::swiglu", _differentiate_swiglu, setup_context=_setup_swiglu, lib=_library
-)
+torch.library.register_autograd("slamkern::swiglu", _differentiate_swiglu, setup_context=_setup_swiglu, lib=_library)
 torch.library.register_autograd(
     "slamkern::swiglu_stats", _differentiate_swiglu_stats, setup_context=_setup_swiglu_stats, lib=_library
 )

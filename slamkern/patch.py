@@ -36,8 +36,8 @@ def patch_model(model: Model, *, strict: bool = True, backend: str = "auto", rec
     if not isinstance(model, nn.Module):
         raise SlamkernError(f"patch_model takes a torch module, not {type(model).__name__}")
     findings = find_ffns(model)
-    refused = [finding for finding in findings if finding.ffn is None]
-    usable = [finding for finding in findings if finding.ffn is not None]
+    refused = [finding for finding in findings if finding.reason is not None]
+    usable = [finding for finding in findings if finding.reason is None]
     if strict and refused:
         first = refused[0]
         raise SlamkernError(
@@ -71,7 +71,9 @@ def _check_layers(model: nn.Module, findings: list[Finding]) -> None:
         if layer in seen:
             raise SlamkernError(f"layer {layer} has two FFNs: {seen[layer]} and {finding.path}; expected one a layer")
         if id(finding.module) in modules:
-            raise SlamkernError(f"{modules[id(finding.module)]} and {finding.path} share one module; expected their own")
+            raise SlamkernError(
+                f"{modules[id(finding.module)]} and {finding.path} share one module; expected their own"
+            )
         seen[layer] = modules[id(finding.module)] = finding.path
 
 

@@ -1,0 +1,34 @@
+"""slamkern: Selective Language Alignment with fused kernels.
+
+Find the layers of a language model that handle multilingualism, and fine-tune only their feed-forward weights on
+question translation into English (SLAM, arXiv 2501.03681). This module is the public API and nothing else.
+"""
+
+from slamkern.errors import SlamkernError
+from slamkern.moments import Moments
+from slamkern.patch import explain, patch_model, patched, unpatch_model
+from slamkern.recorder import Recorder, collect_stats, record_stats
+from slamkern.selection import LayerSelection, preset, select_layers
+from slamkern.stats import ActivationStats
+from slamkern.trainable import Trainable, apply_selection, trainable_tensors
+from slamkern.version import __version__
+
+__all__ = [
+    "ActivationStats",
+    "LayerSelection",
+    "Moments",
+    "Recorder",
+    "SlamkernError",
+    "Trainable",
+    "__version__",
+    "apply_selection",
+    "collect_stats",
+    "explain",
+    "patch_model",
+    "patched",
+    "preset",
+    "record_stats",
+    "select_layers",
+    "trainable_tensors",
+    "unpatch_model",
+]
