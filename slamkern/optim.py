@@ -1,0 +1,143 @@
+"""AdamW on float32 master weights of the trained tensors, and the learning-rate schedule.
+
+A parameter of float32 (or wider) is its own master. A bfloat16 or float16 parameter gets a float32 master: gradients
+are added up in float32 across micro-batches, AdamW steps the master, and the parameter receives the rounded master.
+Frozen parameters have no master, no gradient and no state.
+
+The state is a flat dictionary of tensors: ``step``, ``exp_avg/<name>``, ``exp_avg_sq/<name>`` and, where the master is
+not the parameter, ``master/<name>``. Nothing here decides what is trained.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from slamkern.errors import SlamkernError
+
+SCHEDULES = ("cosine", "constant")
+
+
+def learning_rate(step: int, total_steps: int, peak: float, warmup_steps: int = 0, schedule: str = "cosine") -> float:
+    """The rate of step t = 0 .. total_steps - 1.
+
+    warmup, t < w:   peak * (t + 1) / w
+    cosine:          peak * (1 + cos(pi * (t - w) / (total_steps - w))) / 2, peak at t = w and 0 at t = total_steps
+    constant:        peak
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class MasterAdamW:
+    """AdamW (Loshchilov and Hutter 2019) over float32 masters of the named parameters; build it after freezing.
+
+    Weight decay is decoupled and applies to matrices only, not to biases and norms.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.parameters = dict(parameters)
+        if not self.parameters:
+            raise SlamkernError(
+                "no parameter requires a gradient; call apply_selection(model, selection) before training"
+            )
+        self.masters = {name: _master(parameter) for name, parameter in self.parameters.items()}
+        groups = [
+            {"params": [m for m in self.masters.values() if m.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [m for m in self.masters.values() if m.dim() < 2], "weight_decay": 0.0},
+        ]
+        fused = all(master.device.type in ("cpu", "cuda") for master in self.masters.values())
+        self.adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=fused)
+        self._step_on_device = fused
+
+    def collect_gradients(self) -> None:
+        """Add each half-precision gradient to its float32 master and free it; call after every backward."""
+        for name, parameter in self.parameters.items():
+            master = self.masters[name]
+            if master is parameter or parameter.grad is None:
+                continue
+            gradient = parameter.grad.to(master.dtype)
+            parameter.grad = None
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+
+    def without_gradient(self) -> list[str]:
+        """Names of the parameters that no backward has reached since the last step."""
+        return [name for name, master in self.masters.items() if master.grad is None]
+
+    def clip(self, max_norm: float) -> float:
+        """Scale gradients to a global 2-norm of at most max_norm (0: only measure); returns the norm before."""
+        masters = list(self.masters.values())
+        norm = torch.nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
+        if max_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(masters, max_norm, norm)
+        return float(norm)  # device sync: the norm is logged and checked each step
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """One AdamW update at this learning rate; gradients are freed."""
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+        self.adamw.step()
+        self.clear_gradients()
+        for name, parameter in self.parameters.items():
+            if self.masters[name] is not parameter:
+                parameter.copy_(self.masters[name])
+
+    def clear_gradients(self) -> None:
+        """Drop every gradient that was collected or not."""
+        for name, parameter in self.parameters.items():
+            parameter.grad = self.masters[name].grad = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole state as named tensors (not copies); empty of moments before the first step."""
+        tensors: dict[str, Tensor] = {}
+        for name, master in self.masters.items():
+            if master is not self.parameters[name]:
+                tensors[f"master/{name}"] = master.detach()
+            for key in ("exp_avg", "exp_avg_sq"):
+                if self.adamw.state[master]:
+                    tensors[f"{key}/{name}"] = self.adamw.state[master][key]
+                    tensors["step"] = self.adamw.state[master]["step"].detach().cpu()
+        return tensors
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` gave for parameters of the same names; the parameters stay as they are."""
+        wanted = {f"{key}/{name}" for name in self.parameters for key in ("exp_avg", "exp_avg_sq")}
+        wanted |= {f"master/{name}" for name, p in self.parameters.items() if self.masters[name] is not p} | {"step"}
+        if wanted != set(tensors):
+            odd = sorted(wanted ^ set(tensors))[0]
+            raise SlamkernError(
+                f"the optimizer state is of other tensors than the ones trained now (first difference: {odd})"
+            )
+        for name, master in self.masters.items():
+            if f"master/{name}" in tensors:
+                master.copy_(tensors[f"master/{name}"])
+            self.adamw.state[master] = {
+                # One counter per tensor, as AdamW keeps it; the fused kernel reads it on the device of the tensor.
+                "step": tensors["step"].clone().to(master.device if self._step_on_device else "cpu"),
+                "exp_avg": tensors[f"exp_avg/{name}"].to(master, copy=True),
+                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(master, copy=True),
+            }
+
+
+def _master(parameter: nn.Parameter) -> nn.Parameter:
+    if parameter.dtype in (torch.bfloat16, torch.float16):
+        return nn.Parameter(parameter.detach().float())
+    if parameter.dtype in (torch.float32, torch.float64):
+        return parameter
+    raise SlamkernError(
+        f"cannot train a parameter of {parameter.dtype}; load the model in float32, bfloat16 or float16"
+    )
