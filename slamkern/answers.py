@@ -46,20 +46,17 @@ _NUMBER = re.compile(
 )
 _SEPARATORS = {0x066B: ".", 0x066C: ",", 0xFF0C: ",", 0xFF0E: ".", 0x2044: "/", 0x2215: "/", 0xFF0F: "/"}
 _MINUSES = dict.fromkeys((0x2212, 0xFF0D, 0x2010, 0x2011, 0x2012, 0x2013, 0xFE63), "-")
-DECIMAL_COMMA = frozenset(
-    code
-    for family in ("bg cs hr pl ru sk sl sr uk", "ca es fr gl it pt ro", "da de is nl no sv", "el et fi hu id lt lv tr vi")
-    for code in family.split()
-)
+_FAMILIES = ("bg cs hr pl ru sk sl sr uk", "ca es fr gl it pt ro", "da de is nl no sv", "el et fi hu id lt lv tr vi")
+DECIMAL_COMMA = frozenset(code for family in _FAMILIES for code in family.split())
 
 
 def extract_answer_strict(text: str, language: str | None = None) -> float | None:
     """The answer as a person would read it; None where there is no number.
 
     A number after the last ``####``, ``\\boxed{`` or "the answer is" (also in the languages of MGSM) is preferred to
-    the last number of the text. Understood: signs, fractions (3/4, ½, 2 1/2, ``\\frac``), thousands and decimals in both
-    conventions (1,234.5; 1.234,5; 1 234), digits of every script, full-width forms. A comma before exactly three digits
-    groups thousands; a point does so only where ``language`` writes decimals with a comma (German 80.000).
+    the last number of the text. Understood: signs, fractions (3/4, ½, 2 1/2, ``\\frac``), thousands and decimals in
+    both conventions (1,234.5; 1.234,5; 1 234), digits of every script, full-width forms. A comma before exactly three
+    digits groups thousands; a point does so only where ``language`` writes decimals with a comma (German 80.000).
     """
     plain = _plain(text)
     markers = list(_MARKER.finditer(plain))
@@ -94,11 +91,11 @@ def _numbers(plain: str, language: str | None) -> list[float]:
     for match in _NUMBER.finditer(plain):
         value = _value(match["number"], language)
         if match["below"] is not None:
-            if int(match["below"]) == 0:
+            if float(match["below"]) == 0.0:
                 continue
-            value /= int(match["below"])
+            value /= float(match["below"])  # not int: a model may write a thousand digits
         if match["whole"] is not None:
-            value += int(match["whole"])
+            value += float(match["whole"])
         values.append(-value if match["sign"] else value)
     return values
 

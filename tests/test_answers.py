@@ -85,6 +85,12 @@ def test_a_point_groups_thousands_only_where_the_language_writes_so():
     assert extract_answer_strict("1.125 miles") == 1.125
 
 
+def test_a_degenerate_output_of_endless_digits_is_a_wrong_answer_not_a_crash():
+    for text in ("1" * 9000, "1/" + "3" * 9000, "9" * 9000 + "/" + "3" * 9000):
+        assert not is_correct(extract_answer(text), 18.0)
+        assert not is_correct(extract_answer_strict(text), 18.0)
+
+
 def test_correct_is_within_a_thousandth():
     assert is_correct(18.0, 18.0) and is_correct(18.0009, 18.0)
     assert not is_correct(18.0011, 18.0)
