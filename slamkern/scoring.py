@@ -69,10 +69,10 @@ def judge(output: str, gold: str) -> tuple[float | None, bool]:
     return (prediction if math.isfinite(prediction) else None), is_correct(prediction, extract_answer(gold))
 
 
-def judge_strict(output: str, gold: str) -> bool:
-    """Whether an output is correct under the strict rule."""
-    prediction, answer = extract_answer_strict(output), extract_answer_strict(gold)
-    return prediction is not None and answer is not None and is_correct(prediction, answer)
+def judge_strict(output: str, gold: str, language: str | None = None) -> bool:
+    """Whether an output in ``language`` is correct under the strict rule; ``gold`` is written the English way."""
+    answer = extract_answer_strict(gold)
+    return answer is not None and is_correct(extract_answer_strict(output, language), answer)
 
 
 def wilson_interval(correct: int, n: int) -> Interval:
@@ -111,7 +111,7 @@ def summarize(
         raise SlamkernError("there are no predictions to score")
     verdicts: dict[str, list[tuple[bool, bool]]] = {}
     for entry in predictions:
-        verdict = judge(entry.output, entry.gold)[1], judge_strict(entry.output, entry.gold)
+        verdict = judge(entry.output, entry.gold)[1], judge_strict(entry.output, entry.gold, entry.language)
         verdicts.setdefault(entry.language, []).append(verdict)
     accuracy = {code: 100 * fmean(standard for standard, _ in rows) for code, rows in verdicts.items()}
     strict = {code: 100 * fmean(strict for _, strict in rows) for code, rows in verdicts.items()}
