@@ -58,10 +58,8 @@ TEXTS = {
         "The {X} cost {a} * {b} = {s:dollar}. {P} gets back {c} - {s} = {r:dollar}.",
     ),
     "two_prices": (
-        "{P} buys {a:X} for {b:dollar} each and {c:Y} for {d:dollar} each. "
-        "How many dollars does {P} spend in total?",
-        "The {X} cost {a} * {b} = {s:dollar}. The {Y} cost {c} * {d} = {t:dollar}. "
-        "{P} spends {s} + {t} = {r:dollar}.",
+        "{P} buys {a:X} for {b:dollar} each and {c:Y} for {d:dollar} each. How many dollars does {P} spend in total?",
+        "The {X} cost {a} * {b} = {s:dollar}. The {Y} cost {c} * {d} = {t:dollar}. {P} spends {s} + {t} = {r:dollar}.",
     ),
     "pages": (
         "{P} is reading a book with {a:page}. {P?He|She} reads {b:page} every day. "

@@ -64,8 +64,7 @@ TEXTS = {
         "{P} gasta {s} + {t} = {r:dollar}.",
     ),
     "pages": (
-        "{P} lee un libro de {a:page}. Cada día lee {b:page}. "
-        "¿Cuántas páginas le quedan por leer después de {c:day}?",
+        "{P} lee un libro de {a:page}. Cada día lee {b:page}. ¿Cuántas páginas le quedan por leer después de {c:day}?",
         "En {c:day} {P} lee {b} * {c} = {s:page}. Quedan {a} - {s} = {r:page}.",
     ),
     "speed": (
@@ -79,8 +78,7 @@ TEXTS = {
         "{P} necesita {a} / {b} = {r:box}.",
     ),
     "share": (
-        "{P} tiene {a:X} y {X?los|las} reparte por igual entre {b:friend}. "
-        "¿{X?Cuántos|Cuántas} {X} recibe cada amigo?",
+        "{P} tiene {a:X} y {X?los|las} reparte por igual entre {b:friend}. ¿{X?Cuántos|Cuántas} {X} recibe cada amigo?",
         "Cada amigo recibe {a} / {b} = {r:X}.",
     ),
     "age": (

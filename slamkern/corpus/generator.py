@@ -43,9 +43,7 @@ class Problem:
     solutions: dict[str, str]
 
 
-def generate(
-    count: int, seed: int = 0, languages: Sequence[str] = LANGUAGES, split: str = "train"
-) -> list[Problem]:
+def generate(count: int, seed: int = 0, languages: Sequence[str] = LANGUAGES, split: str = "train") -> list[Problem]:
     """``count`` different problems of a split, the same for the same seed on every machine and Python version.
 
     A shorter list is the beginning of a longer one, and ``languages`` changes only which texts a problem carries.
@@ -55,7 +53,7 @@ def generate(
     draw = random.Random(f"slamkern.corpus {split} {seed}").random
     pools = [(schema, _numbers(schema, split), _fillings(schema.slots)) for schema in SCHEMAS]
     taken: dict[str, set[int]] = {schema.name: set() for schema in SCHEMAS}
-    problems = []
+    problems: list[Problem] = []
     while len(problems) < count:
         which = int(draw() * len(pools))
         schema, numbers, fillings = pools[which]
@@ -105,18 +103,14 @@ def _fillings(slots: str) -> tuple[dict[str, str], ...]:
     """Every choice of words for the slots: different persons, different objects."""
     person_slots, object_slots = [slot for slot in slots if slot in "PQ"], [slot for slot in slots if slot in "XY"]
     chosen = product(permutations(PERSONS, len(person_slots)), permutations(OBJECTS, len(object_slots)))
-    return tuple(
-        dict(zip(person_slots + object_slots, persons + objects, strict=True)) for persons, objects in chosen
-    )
+    return tuple(dict(zip(person_slots + object_slots, persons + objects, strict=True)) for persons, objects in chosen)
 
 
 def _tell(schema: Schema, numbers: Numbers, filling: dict[str, str], languages: Sequence[str]) -> Problem:
     questions, solutions = {}, {}
     for code in languages:
         grammar = _GRAMMARS[code]
-        words = {
-            slot: (grammar.persons if slot in "PQ" else grammar.nouns)[word] for slot, word in filling.items()
-        }
+        words = {slot: (grammar.persons if slot in "PQ" else grammar.nouns)[word] for slot, word in filling.items()}
         questions[code] = grammar.render(grammar.questions[schema.name], numbers, words)
         solutions[code] = grammar.render(grammar.solutions[schema.name], numbers, words)
     return Problem("-".join([_key(schema, numbers), *filling.values()]), numbers["r"], questions, solutions)

@@ -1,8 +1,6 @@
 """Japanese word problems: a number takes the counter of the thing counted (column ``cl``); the thing itself stands
 before it with its particle, so ``{a:X}`` is the number with the counter only."""
 
-# ruff: noqa: RUF001  Fullwidth punctuation is meant.
-
 from slamkern.corpus.grammar import Forms, Grammar, table
 
 PERSONS = table("name", """
@@ -43,8 +41,7 @@ guest 客 人
 
 TEXTS = {
     "buy_more": (
-        "{P}さんの家には{X}が{a:X}あります。{P}さんは市場でさらに{b:X}買いました。"
-        "今、{X}は全部で何{X:cl}ありますか？",
+        "{P}さんの家には{X}が{a:X}あります。{P}さんは市場でさらに{b:X}買いました。今、{X}は全部で何{X:cl}ありますか？",
         "{X}は全部で{a} + {b} = {r:X}あります。",
     ),
     "give_away": (
@@ -71,8 +68,7 @@ TEXTS = {
         "{P}さんは{c:day}で{b} * {c} = {s:page}読みます。残りは{a} - {s} = {r:page}です。",
     ),
     "speed": (
-        "{P}さんは自転車に乗り、時速{a:km}で走ります。休まずに{b:hour}走りました。"
-        "{P}さんは何キロメートル走りましたか？",
+        "{P}さんは自転車に乗り、時速{a:km}で休まずに{b:hour}走りました。{P}さんは何キロメートル走りましたか？",
         "{P}さんは{a} * {b} = {r:km}走りました。",
     ),
     "boxes": (
@@ -90,12 +86,12 @@ TEXTS = {
         "{Q}さんは{a} + {b} = {s:year}です。{c}年後、{Q}さんは{s} + {c} = {r:year}になります。",
     ),
     "savings": (
-        "{P}さんは毎週{a:dollar}ずつ貯金します。{b:week}後、{c:dollar}のプレゼントを買いました。"
+        "{P}さんは毎週{a:dollar}ずつ貯金し、{b:week}後に{c:dollar}のプレゼントを買いました。"
         "{P}さんのお金は何ドル残っていますか？",
-        "{P}さんは{b:week}で{a} * {b} = {s:dollar}貯金します。お金は{s} - {c} = {r:dollar}残っています。",
+        "{P}さんは{b:week}で{a} * {b} = {s:dollar}貯金しました。お金は{s} - {c} = {r:dollar}残っています。",
     ),
     "sell_rest": (
-        "{P}さんは{X}を{a:X}持っています。家族のために{b:X}を残し、残りは一{X:cl}{c:dollar}で売ります。"
+        "{P}さんは{X}を{a:X}持っています。家族のために{b:X}取っておき、残りは一{X:cl}{c:dollar}で売ります。"
         "{P}さんの売り上げは何ドルですか？",
         "{P}さんは{X}を{a} - {b} = {s:X}売ります。売り上げは{s} * {c} = {r:dollar}です。",
     ),

@@ -1,10 +1,8 @@
 """Russian word problems: nouns after a numeral are nominative singular (1, 21), genitive singular (2-4, 22)
 or genitive plural (5-20, 25); only after 1, 21 does the accusative differ, and only for feminines (column ``acc``).
 
-No numeral stands in an oblique case, except ``между 5 друзьями``, which is the same for every number used.
+No numeral stands in an oblique case but the one of "among 5 friends", the same form for every number used.
 """
-
-# ruff: noqa: RUF001, RUF002  Cyrillic letters are meant.
 
 from slamkern.corpus.grammar import Forms, Grammar, table
 
@@ -59,8 +57,7 @@ TEXTS = {
         "{P} заплатит {a} * {b} = {r:dollar}.",
     ),
     "change": (
-        "{P} покупает {a:X.acc} по {b:dollar} за штуку и даёт продавцу {c:dollar}. "
-        "Сколько долларов сдачи получит {P}?",
+        "{P} покупает {a:X.acc} по {b:dollar} за штуку и даёт продавцу {c:dollar}. Сколько долларов сдачи получит {P}?",
         "Покупка стоит {a} * {b} = {s:dollar}. {P} получит {c} - {s} = {r:dollar} сдачи.",
     ),
     "two_prices": (
@@ -104,12 +101,12 @@ TEXTS = {
     ),
     "chairs": (
         "{P} ставит в зале {a:row} стульев, по {b:chair} в каждом ряду. "
-        "Потом {c?садится|садятся|садятся} {c:guest}. Сколько стульев останется без гостей?",
-        "Всего в зале {a} * {b} = {s:chair}. Без гостей останется {s} - {c} = {r:chair}.",
+        "Потом {c?садится|садятся|садятся} {c:guest}. Сколько свободных стульев останется?",
+        "Всего в зале {a} * {b} = {s:chair}. "
+        "Останется {s} - {c} = {r} {r?свободный|свободных|свободных} {r?стул|стула|стульев}.",
     ),
     "compare": (
-        "У {P:gen} {a:X}. У {Q:gen} на {b:X.acc} больше, чем у {P:gen}. "
-        "Сколько {X:many} у {P:gen} и {Q:gen} вместе?",
+        "У {P:gen} {a:X}. У {Q:gen} на {b:X.acc} больше, чем у {P:gen}. Сколько {X:many} у {P:gen} и {Q:gen} вместе?",
         "У {Q:gen} {a} + {b} = {s:X}. Вместе у них {a} + {s} = {r:X}.",
     ),
 }

@@ -28,12 +28,12 @@ def _sum(first: range, second: range) -> Iterator[Numbers]:
     return ({"a": a, "b": b, "r": a + b} for a, b in product(first, second))
 
 
-def _product(first: range, second: range) -> Iterator[Numbers]:
-    return ({"a": a, "b": b, "r": a * b} for a, b in product(first, second))
+def _product(first: range, second: range, largest: int) -> Iterator[Numbers]:
+    return ({"a": a, "b": b, "r": a * b} for a, b in product(first, second) if a * b <= largest)
 
 
-def _quotient(divisors: range, quotients: range) -> Iterator[Numbers]:
-    return ({"a": b * r, "b": b, "r": r} for b, r in product(divisors, quotients))
+def _quotient(largest: int) -> Iterator[Numbers]:
+    return ({"a": b * r, "b": b, "r": r} for b, r in product(range(2, 21), range(2, 21)) if b * r <= largest)
 
 
 def _give_away() -> Iterator[Numbers]:
@@ -69,7 +69,8 @@ def _savings() -> Iterator[Numbers]:
 
 def _sell_rest() -> Iterator[Numbers]:
     for a, b, c in product(range(10, 31), range(2, 9), range(2, 8)):
-        yield {"a": a, "b": b, "c": c, "s": a - b, "r": (a - b) * c}
+        if (a - b) * c <= 150:
+            yield {"a": a, "b": b, "c": c, "s": a - b, "r": (a - b) * c}
 
 
 def _chairs() -> Iterator[Numbers]:
@@ -86,13 +87,13 @@ def _compare() -> Iterator[Numbers]:
 SCHEMAS: tuple[Schema, ...] = (
     Schema("buy_more", "PX", lambda: _sum(range(5, 61), range(2, 40))),
     Schema("give_away", "PQX", _give_away),
-    Schema("total_price", "PX", lambda: _product(range(2, 21), range(2, 13))),
+    Schema("total_price", "PX", lambda: _product(range(2, 21), range(2, 13), 150)),
     Schema("change", "PX", _change),
     Schema("two_prices", "PXY", _two_prices),
     Schema("pages", "P", _pages),
-    Schema("speed", "P", lambda: _product(range(8, 31), range(2, 10))),
-    Schema("boxes", "PX", lambda: _quotient(range(2, 13), range(2, 21))),
-    Schema("share", "PX", lambda: _quotient(range(2, 13), range(2, 21))),
+    Schema("speed", "P", lambda: _product(range(5, 31), range(2, 11), 150)),
+    Schema("boxes", "PX", lambda: _quotient(120)),
+    Schema("share", "PX", lambda: _quotient(120)),
     Schema("age", "PQ", _age),
     Schema("savings", "P", _savings),
     Schema("sell_rest", "PX", _sell_rest),

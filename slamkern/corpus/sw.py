@@ -1,13 +1,14 @@
 """Swahili word problems: everything agrees with the noun class, so each object carries its concords.
 
-Columns: plural, singular, ``ngapi`` (how many), ``other`` (more of them), ``each`` (one each), ``subj`` (subject
-prefix, singular), ``obj`` (object infix, plural), ``all``, ``rest`` (those that remain). A count is noun, then number.
+Columns of the objects: plural, singular, ``ngapi`` (how many), ``other`` (more of them), ``each`` (one each), ``subj``
+(subject prefix, singular), ``obj`` (object infix, plural), ``all``, ``rest`` (those that remain). A count is the noun,
+then the number.
 """
 
 from slamkern.corpus.grammar import Forms, Grammar, table
 
 PERSONS = table("name", """
-anna Ana
+anna Anna
 tom Tom
 maria Maria
 peter Petro
@@ -17,7 +18,7 @@ sara Sara
 omar Omari
 """)  # fmt: skip
 
-NOUNS = table("many one ngapi other each subj obj all rest", """
+OBJECTS = table("many one ngapi other each subj obj all rest", """
 apple matufaha tufaha mangapi mengine moja li ya yote yaliyobaki
 orange machungwa chungwa mangapi mengine moja li ya yote yaliyobaki
 egg mayai yai mangapi mengine moja li ya yote yaliyobaki
@@ -28,18 +29,19 @@ stamp stempu stempu ngapi nyingine moja i zi zote zilizobaki
 ball mipira mpira mingapi mingine mmoja u i yote iliyobaki
 cup vikombe kikombe vingapi vingine kimoja ki vi vyote vilivyobaki
 rose mawaridi waridi mangapi mengine moja li ya yote yaliyobaki
-dollar dola dola ngapi nyingine moja i zi zote zilizobaki
-page kurasa ukurasa ngapi nyingine mmoja u zi zote zilizobaki
-day siku siku ngapi nyingine moja i zi zote zilizobaki
-week wiki wiki ngapi nyingine moja i zi zote zilizobaki
-hour saa saa ngapi nyingine moja i zi zote zilizobaki
-km kilomita kilomita ngapi nyingine moja i zi zote zilizobaki
-box masanduku sanduku mangapi mengine moja li ya yote yaliyobaki
-friend marafiki rafiki wangapi wengine mmoja a wa wote waliobaki
-year miaka mwaka mingapi mingine mmoja u i yote iliyobaki
-chair viti kiti vingapi vingine kimoja ki vi vyote vilivyobaki
-row safu safu ngapi nyingine moja i zi zote zilizobaki
-guest wageni mgeni wangapi wengine mmoja a wa wote waliobaki
+""")  # fmt: skip
+
+UNITS = table("many", """
+dollar dola
+page kurasa
+day siku
+week wiki
+hour saa
+km kilomita
+friend marafiki
+year miaka
+chair viti
+guest wageni
 """)  # fmt: skip
 
 TEXTS = {
@@ -48,8 +50,8 @@ TEXTS = {
         "Sasa {P} ana {X} {a} + {b} = {r}.",
     ),
     "give_away": (
-        "{P} ana {a:X}. Anampa rafiki yake {Q} {b:X}. {P} amebaki na {X} {X:ngapi}?",
-        "{P} amebaki na {X} {a} - {b} = {r}.",
+        "{P} ana {a:X}. Anampa rafiki yake {Q} {b:X}. {P} anabaki na {X} {X:ngapi}?",
+        "{P} anabaki na {X} {a} - {b} = {r}.",
     ),
     "total_price": (
         "{P} anataka kununua {a:X} katika duka dogo. Kila {X:one} {X:subj}nagharimu {b:dollar}. "
@@ -57,14 +59,14 @@ TEXTS = {
         "{P} atalipa dola {a} * {b} = {r}.",
     ),
     "change": (
-        "{P} ananunua {a:X} kwa {b:dollar} kila {X:each} na kumpa muuzaji {c:dollar}. "
-        "{P} atarudishiwa dola ngapi?",
-        "Bei ya {X} ni dola {a} * {b} = {s}. {P} atarudishiwa dola {c} - {s} = {r}.",
+        "{P} ananunua {a:X} kwa {b:dollar} kila {X:each} na kumpa muuzaji {c:dollar}. {P} atarudishiwa dola ngapi?",
+        "Bei ya {X} {X:all} ni dola {a} * {b} = {s}. {P} atarudishiwa dola {c} - {s} = {r}.",
     ),
     "two_prices": (
         "{P} ananunua {a:X} kwa {b:dollar} kila {X:each} na {c:Y} kwa {d:dollar} kila {Y:each}. "
         "{P} anatumia jumla ya dola ngapi?",
-        "Bei ya {X} ni dola {a} * {b} = {s}. Bei ya {Y} ni dola {c} * {d} = {t}. {P} anatumia dola {s} + {t} = {r}.",
+        "Bei ya {X} {X:all} ni dola {a} * {b} = {s}. Bei ya {Y} {Y:all} ni dola {c} * {d} = {t}. "
+        "{P} anatumia dola {s} + {t} = {r}.",
     ),
     "pages": (
         "{P} anasoma kitabu chenye {a:page}. Anasoma {b:page} kila siku. Baada ya {c:day} zitabaki kurasa ngapi?",
@@ -76,12 +78,12 @@ TEXTS = {
         "{P} anasafiri kilomita {a} * {b} = {r}.",
     ),
     "boxes": (
-        "{P} ana {a:X} na anataka ku{X:obj}pakia katika masanduku. Kila sanduku linabeba {b:X}. "
+        "{P} ana {a:X} na anataka ku{X:obj}pakia katika masanduku. Kila sanduku linachukua {b:X}. "
         "{P} anahitaji masanduku mangapi kwa {X} {X:all}?",
         "{P} anahitaji masanduku {a} / {b} = {r}.",
     ),
     "share": (
-        "{P} ana {a:X} na ana{X:obj}gawa kwa usawa kwa {b:friend}. Kila rafiki anapata {X} {X:ngapi}?",
+        "{P} ana {a:X} na ana{X:obj}gawa sawasawa kwa {b:friend}. Kila rafiki anapata {X} {X:ngapi}?",
         "Kila rafiki anapata {X} {a} / {b} = {r}.",
     ),
     "age": (
@@ -91,17 +93,17 @@ TEXTS = {
     ),
     "savings": (
         "{P} anaweka akiba ya {a:dollar} kila wiki. Baada ya {b:week} ananunua zawadi kwa {c:dollar}. "
-        "{P} amebaki na dola ngapi?",
-        "Kwa {b:week} {P} anaweka akiba ya dola {a} * {b} = {s}. {P} amebaki na dola {s} - {c} = {r}.",
+        "{P} anabaki na dola ngapi?",
+        "Kwa {b:week} {P} anaweka akiba ya dola {a} * {b} = {s}. {P} anabaki na dola {s} - {c} = {r}.",
     ),
     "sell_rest": (
-        "{P} ana {a:X}. Anabakiza {b:X} kwa familia na kuuza {X} {X:rest} kwa {c:dollar} kila {X:each}. "
+        "{P} ana {a:X}. Anabakiza {b:X} kwa ajili ya familia na kuuza {X} {X:rest} kwa {c:dollar} kila {X:each}. "
         "{P} anapata dola ngapi?",
         "{P} anauza {X} {a} - {b} = {s}. {P} anapata dola {s} * {c} = {r}.",
     ),
     "chairs": (
         "{P} anapanga safu {a} za viti ukumbini, na kila safu ina {b:chair}. Kisha {c:guest} wanaketi. "
-        "Ni viti vingapi vinabaki vitupu?",
+        "Viti vingapi vinabaki vitupu?",
         "Kuna viti {a} * {b} = {s}. Viti vitupu ni {s} - {c} = {r}.",
     ),
     "compare": (
@@ -115,4 +117,6 @@ def _count(number: str, category: int, forms: Forms, case: str) -> str:
     return f"{forms['many']} {number}"
 
 
-GRAMMAR = Grammar.build(PERSONS, NOUNS, TEXTS, answer="Jibu ni {r}.", count=_count, category=lambda number: 0)
+GRAMMAR = Grammar.build(
+    PERSONS, {**OBJECTS, **UNITS}, TEXTS, answer="Jibu ni {r}.", count=_count, category=lambda number: 0
+)

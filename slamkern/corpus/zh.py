@@ -1,7 +1,5 @@
 """Chinese word problems: every noun with its measure word (column ``cl``), a space between digits and characters."""
 
-# ruff: noqa: RUF001  Fullwidth punctuation is meant.
-
 import re
 
 from slamkern.corpus.grammar import Forms, Grammar, table
@@ -88,12 +86,12 @@ TEXTS = {
         "{b:week}里{P}存了{a} * {b} = {s:dollar}。{P}还剩{s} - {c} = {r:dollar}。",
     ),
     "sell_rest": (
-        "{P}有{a:X}。{P?他|她}给家人留下{b}{X:cl}，其余的以每{X:cl}{c:dollar}的价格卖掉。{P}卖了多少美元？",
-        "{P}卖掉{a} - {b} = {s:X}。{P}卖了{s} * {c} = {r:dollar}。",
+        "{P}有{a:X}。{P?他|她}给家人留下{b}{X:cl}，其余的以每{X:cl}{c:dollar}的价格卖掉。{P}赚了多少美元？",
+        "{P}卖掉{a} - {b} = {s:X}。{P}赚了{s} * {c} = {r:dollar}。",
     ),
     "chairs": (
         "{P}在大厅里摆了{a:row}椅子，每排{b:chair}。后来有{c:guest}坐下了。还有多少把椅子空着？",
-        "一共有{a} * {b} = {s:chair}。{P}数出{s} - {c} = {r}把空椅子。",
+        "一共有{a} * {b} = {s:chair}。还有{s} - {c} = {r:chair}空着。",
     ),
     "compare": (
         "{P}有{a:X}。{Q}比{P}多{b:X}。{P}和{Q}一共有多少{X:cl}{X}？",
