@@ -16,7 +16,8 @@ down, no dx            h                              dw_down
 With ``recompute`` only ``x`` is saved and gate and up are computed again: one more pair of GEMMs.
 ``h`` is never saved beside gate and up: the backward kernel makes it again while it reads them.
 
-Not here: statistics (they need no gradient) and the choice of which FFN runs through this (ffn.py).
+Statistics, where asked for, come out beside ``y`` without a gradient; whether they are recorded changes nothing that
+is saved, so checkpointing sees the same forward twice. Not here: the choice of which FFN runs through this (ffn.py).
 """
 
 from dataclasses import dataclass
@@ -30,15 +31,20 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class FFNOptions:
-    """What is not a tensor: the activation, the backend of the elementwise op, and whether to recompute."""
+    """What is not a tensor: the activation, the backend of the elementwise op, whether to recompute, what to observe."""
 
     activation: str
     backend: str
     recompute: bool = False
+    num_languages: int = 0
+    observe: str = "gate"
 
 
 class GatedFFN(torch.autograd.Function):
-    """``y = (act_fn(x @ w_gate.T + b_gate) * (x @ w_up.T + b_up)) @ w_down.T + b_down``; x is (tokens, hidden_size)."""
+    """``y = (act_fn(x @ w_gate.T + b_gate) * (x @ w_up.T + b_up)) @ w_down.T + b_down``; x is (tokens, hidden_size).
+
+    Returns ``(y,)``, or ``(y, count, mean, m2, active)`` where ``language_ids`` is given.
+    """
 
     @staticmethod
     def forward(
@@ -50,13 +56,27 @@ class GatedFFN(torch.autograd.Function):
         b_gate: Tensor | None,
         b_up: Tensor | None,
         b_down: Tensor | None,
+        language_ids: Tensor | None,
         options: FFNOptions,
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         gate, up = F.linear(x, w_gate, b_gate), F.linear(x, w_up, b_up)
-        hidden = torch.ops.slamkern.swiglu(gate, up, options.activation, options.backend)
+        moments: list[Tensor] = []
+        if language_ids is None:
+            hidden = torch.ops.slamkern.swiglu(gate, up, options.activation, options.backend)
+        else:
+            hidden, *moments = torch.ops.slamkern.swiglu_stats(
+                gate,
+                up,
+                language_ids,
+                options.num_languages,
+                options.activation,
+                options.observe,
+                options.backend,
+            )
+            ctx.mark_non_differentiable(*moments)
         y = F.linear(hidden, w_down, b_down)
 
-        need_dx, dw_gate, dw_up, dw_down, db_gate, db_up, _, _ = ctx.needs_input_grad
+        need_dx, dw_gate, dw_up, dw_down, db_gate, db_up, *_ = ctx.needs_input_grad
         need_inner = need_dx or dw_gate or dw_up or db_gate or db_up
         keep_x = dw_gate or dw_up or (options.recompute and need_inner)
         keep_projections = need_inner and not options.recompute
@@ -72,14 +92,14 @@ class GatedFFN(torch.autograd.Function):
             b_up,
         )
         ctx.options = options
-        return y
+        return y, *moments
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, up, hidden, w_gate, w_up, w_down, b_gate, b_up = ctx.saved_tensors
         options: FFNOptions = ctx.options
-        need_dx, need_dw_gate, need_dw_up, need_dw_down, need_db_gate, need_db_up, need_db_down, _ = (
+        need_dx, need_dw_gate, need_dw_up, need_dw_down, need_db_gate, need_db_up, need_db_down, *_ = (
             ctx.needs_input_grad
         )
         dx = dw_gate = dw_up = dw_down = db_gate = db_up = None
@@ -98,4 +118,4 @@ class GatedFFN(torch.autograd.Function):
         if need_dw_down:
             dw_down = grad_y.T @ hidden
         db_down = grad_y.sum(0) if need_db_down else None
-        return dx, dw_gate, dw_up, dw_down, db_gate, db_up, db_down, None
+        return dx, dw_gate, dw_up, dw_down, db_gate, db_up, db_down, None, None

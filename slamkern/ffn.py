@@ -50,19 +50,24 @@ class FFN:
     recompute: bool = False
     recording: Recording | None = field(default=None, compare=False)
 
+    def recording_of(self, tokens: int) -> Recording | None:
+        """What to record of a forward over so many tokens, if anything."""
+        recording = self.recording
+        if recording is not None and recording.language_ids.shape[0] != tokens:
+            raise SlamkernError(
+                f"{self.path} saw {tokens} tokens, but language_ids names {recording.language_ids.shape[0]}; "
+                "give one id for every position of input_ids"
+            )
+        return recording
+
     def combine(self, gate: Tensor, up: Tensor | None) -> Tensor:
         """Activation and product over (..., neurons), with the statistics of a recording where there is one."""
         shape = gate.shape
         gate = gate.reshape(-1, shape[-1])
         up = None if up is None else up.reshape(-1, shape[-1])
-        recording = self.recording
+        recording = self.recording_of(gate.shape[0])
         if recording is None:
             return torch.ops.slamkern.swiglu(gate, up, self.activation, self.backend).view(shape)
-        if recording.language_ids.shape[0] != gate.shape[0]:
-            raise SlamkernError(
-                f"{self.path} saw {gate.shape[0]} tokens, but language_ids names {recording.language_ids.shape[0]}; "
-                "give one id for every position of input_ids"
-            )
         hidden, *moments = torch.ops.slamkern.swiglu_stats(
             gate,
             up,
@@ -100,8 +105,7 @@ class FusedGated(Fused):
         up: Any = getattr(self, ffn.up)
         down: Any = getattr(self, ffn.down)
         whole = (
-            ffn.recording is None
-            and torch.is_grad_enabled()
+            torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x.device.type)
             and _is_plain(gate)
             and _is_plain(up)
@@ -109,17 +113,22 @@ class FusedGated(Fused):
         )
         if not whole:
             return down(ffn.combine(gate(x), up(x)))
-        options = autograd.FFNOptions(ffn.activation, ffn.backend, ffn.recompute)
-        y = autograd.GatedFFN.apply(
-            x.reshape(-1, x.shape[-1]),
+        rows = x.reshape(-1, x.shape[-1])
+        recording = ffn.recording_of(rows.shape[0])
+        ids, *observed = (recording.language_ids, recording.num_languages, recording.observe) if recording else (None,)
+        y, *moments = autograd.GatedFFN.apply(
+            rows,
             gate.weight,
             up.weight,
             down.weight,
             gate.bias,
             up.bias,
             down.bias,
-            options,
+            ids,
+            autograd.FFNOptions(ffn.activation, ffn.backend, ffn.recompute, *observed),
         )
+        if recording is not None:
+            recording.moments.add_(Moments(*moments))
         return y.view(*x.shape[:-1], y.shape[-1])
 
 

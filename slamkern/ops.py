@@ -148,6 +148,8 @@ def _setup_swiglu(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _setup_swiglu_stats(ctx, inputs, output):  # type: ignore[no-untyped-def]
     gate, up, _, _, ctx.activation, _, ctx.backend = inputs
     ctx.save_for_backward(gate, up)
+    # Statistics are observations, not a function to differentiate: only hidden carries a gradient.
+    ctx.mark_non_differentiable(*output[1:])
 
 
 def _grads(ctx, grad_hidden):  # type: ignore[no-untyped-def]
@@ -163,7 +165,6 @@ def _differentiate_swiglu(ctx, grad_hidden):  # type: ignore[no-untyped-def]
 
 
 def _differentiate_swiglu_stats(ctx, grad_hidden, *_):  # type: ignore[no-untyped-def]
-    # Statistics are observations, not a function to differentiate: only hidden carries a gradient.
     return *_grads(ctx, grad_hidden), None, None, None, None, None
 
 

@@ -63,7 +63,7 @@ class ActivationStats:
     @property
     def active_rate(self) -> Tensor:
         """Share of a language's tokens on which a neuron is active: [languages, layers, neurons] float64."""
-        return self.active / self.count[:, None, None].clamp(min=1)
+        return self.active.double() / self.count[:, None, None].clamp(min=1)
 
     @property
     def variance(self) -> Tensor:
