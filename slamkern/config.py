@@ -1,7 +1,7 @@
 """The configuration of a run: one YAML file, one section a stage, every default in one place.
 
 Sections: ``model``, ``data``, ``probe``, ``select``, ``train``, ``evaluate``. The ``train`` section has exactly the
-fields and defaults of :class:`slamkern.training.TrainConfig`. Unknown keys are refused with the nearest known one;
+fields and defaults of :class:`slamkern.recipe.TrainConfig`. Unknown keys are refused with the nearest known one;
 values are validated by pydantic and every error is one line that names the file (or ``--set``) and the key.
 Nothing here loads a model or touches data.
 """
@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from slamkern.errors import SlamkernError
-from slamkern.training import TrainConfig
+from slamkern.recipe import TrainConfig
 
 
 class Section(BaseModel):
@@ -61,17 +61,20 @@ class ProbeSection(Section):
 
 
 class SelectSection(Section):
-    """How layers are chosen: a score, a rule and its arguments (:func:`slamkern.select_layers`), or a preset."""
+    """How layers are chosen: the arguments of :func:`slamkern.select_layers`, or one of the authors' presets.
+
+    ``projections`` are the weights that are trained in the chosen layers.
+    """
 
     preset: str | None = None
     k: int = Field(6, ge=1)
     score: str = "active_msd"
     rule: str = "top_k"
-    region: str | None = None
-    layers: tuple[int, ...] | None = None
-    threshold: float | None = None
+    region: str = "lower"
+    center: str | None = None
+    neuron_fraction: float | None = Field(None, gt=0, le=1)
+    bootstrap: int = Field(200, ge=0)
     seed: int = 0
-    neurons: float | None = Field(None, gt=0, le=1)
     projections: tuple[Literal["gate", "up", "down"], ...] = ("up", "down")
 
 
@@ -79,8 +82,8 @@ class EvaluateSection(Section):
     """What is measured before and after; ``task: null`` leaves answer accuracy out.
 
     ``chrf_limit``: held-out questions translated per language for chrF (generation is the slow part), 0 for none.
-    ``english``: text file of English reasoning, one text a line, for the retention loss; without it the held-out
-    English questions serve.
+    ``english``: what the retention loss is measured on: a text file with an English text a line, or ``corpus:`` for
+    problems of the embedded corpus with their solutions; without it, the held-out English questions.
     """
 
     task: str | None = "mgsm"
@@ -195,6 +198,8 @@ def build_config(values: Mapping[str, Any], where: str = "configuration") -> Run
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"][:2])
         raise SlamkernError(f"{where}: {key}: {first['msg']}, not {first['input']!r}") from error
+    except SlamkernError as error:  # the recipe checks its own numbers
+        raise SlamkernError(f"{where}: train: {error}") from error
     return config
 
 

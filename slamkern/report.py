@@ -124,24 +124,25 @@ def _translation_section(folder: Path, metrics: Mapping[str, Any]) -> dict[str, 
 
 
 def _accuracy_section(folder: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    percent = [{code: 100 * value for code, value in part["accuracy"].items()} for part in (before, after)]
     rows = []
     for code in before["accuracy"]:
         cells: list[str] = [code, str(after["n"][code])]
         for part in (before, after):
             low, high = part["intervals"][code]
             strict = part["strict"][code]
-            cells += [f"{100 * part['accuracy'][code]:.1f}", f"{100 * low:.0f}–{100 * high:.0f}", f"{100 * strict:.1f}"]
+            cells += [f"{part['accuracy'][code]:.1f}", f"{low:.0f} to {high:.0f}", f"{strict:.1f}"]
         rows.append({"cells": _cells(cells)})
     totals = ["average", str(sum(after["n"].values()))]
-    totals += [text for part in (before, after) for text in (f"{100 * part['average']:.1f}", "", "")]
+    for part in (before, after):
+        low, high = part["average_interval"]
+        totals += [f"{part['average']:.1f}", f"{low:.0f} to {high:.0f}", f"{part['strict_average']:.1f}"]
     rows.append({"cells": _cells(totals), "total": True})
     head = ["language", "questions", "before %", "95 %", "strict %", "after %", "95 %", "strict %"]
     return {
         "title": f"Answer accuracy on {after['task']}",
-        "text": f"Prompt {after['prompt']!r}; answer rule {after['rule']!r}, and the strict rule beside it. "
-        "The average is unweighted over languages.",
-        "figures": [_figure(folder, "accuracy", figures.before_after(*percent, "correct, %", 0), "accuracy per language")],
+        "text": f"Greedy answers, zero-shot, prompt {after['prompt']!r}. Rule: {after['rule']}; the strict rule reads numbers "
+        "as people write them. Intervals are 95 %; the average is unweighted over languages.",
+        "figures": [_figure(folder, "accuracy", figures.before_after(before["accuracy"], after["accuracy"], "correct, %", 0), "accuracy per language")],
         "table": {"head": head, "rows": rows},
     }
 
@@ -175,12 +176,12 @@ def _selection_section(folder: Path, selection: Mapping[str, Any]) -> dict[str, 
 
 
 def _activity_sections(folder: Path, selection: Mapping[str, Any]) -> list[dict[str, Any]]:
-    from slamkern.selection import SCORES
+    from slamkern.scores import SCORES
     from slamkern.stats import ActivationStats
 
     stats = ActivationStats.load(folder / "stats.safetensors")
     languages, layers = list(stats.languages), selection.get("layers", ())
-    counts = (stats.active.double() / stats.count.double()[:, None, None]).sum(-1).T.tolist()
+    counts = stats.active_rate.sum(-1).T.tolist()
     tokens = ", ".join(f"{code} {int(n):,}" for code, n in zip(languages, stats.count, strict=True))
     sections = []
     if selection.get("scores"):

@@ -1,0 +1,297 @@
+"""The ``slamkern`` command: each subcommand reads a configuration, calls one function of the package, and says what it wrote.
+
+A configuration is the defaults, changed by ``--config`` (YAML), by ``--set section.key=value`` and by the short options
+of a command, in this order. A caller's mistake ends as ``error: <one line>`` on stderr with exit status 2, Ctrl-C with
+130. Heavy imports happen inside the commands, so ``--help`` is quick. No work is done here.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slamkern.errors import SlamkernError
+
+if TYPE_CHECKING:
+    from slamkern.config import RunConfig
+
+app = typer.Typer(
+    name="slamkern",
+    help="Selective Language Alignment: find the layers that tell languages apart, fine-tune only their FFNs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the sections of a run.")]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override: section.key=value. Repeatable.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="HF folder, .gguf file, hub id, or smollm2.")]
+Data = Annotated[str | None, typer.Option("--data", "-d", help="Parallel text: folder, JSON(L), corpus:, hf:owner/name.")]
+Languages = Annotated[str | None, typer.Option("--languages", "-l", help="Codes with commas: de,fr,sw.")]
+Delta = Annotated[Path | None, typer.Option("--delta", help="Trained weights: the folder of a training run.")]
+
+
+def _configure(config: Path | None, overrides: list[str] | None, **short: str | None) -> "RunConfig":
+    """The configuration; ``short`` maps section__key to the value of a short option (None: not given)."""
+    from slamkern.config import load_config
+
+    given = [f"{name.replace('__', '.')}={value}" for name, value in short.items() if value is not None]
+    return load_config(config, [*(overrides or []), *given])
+
+
+def _listed(languages: str | None) -> str | None:
+    return None if languages is None else f"[{languages}]"
+
+
+def _load(config: "RunConfig", delta: Path | None = None) -> tuple[Any, Any]:
+    from slamkern.checkpoint import load_delta
+    from slamkern.models import describe, load_model
+
+    model, tokenizer = load_model(config.model.name, config.model.dtype, config.model.device)
+    if delta is not None:
+        load_delta(model, delta)
+    typer.echo(f"{config.model.name}: {describe(model)}" + (f", with {delta}" if delta else ""), err=True)
+    return model, tokenizer
+
+
+@app.callback()
+def _options(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every stage and step.")] = False) -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("slamkern").setLevel(logging.INFO if verbose else logging.WARNING)
+    if not verbose:  # transformers' own bars and remarks drown ours
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@app.command()
+def probe(
+    out: Out,
+    model: Model = None,
+    data: Data = None,
+    languages: Languages = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Activation statistics of every FFN neuron per language: writes stats.safetensors."""
+    from slamkern import pipeline
+
+    settings = _configure(config, overrides, model__name=model, data__path=data, data__languages=_listed(languages))
+    pairs = pipeline.alignment_pairs(settings)[0] if settings.probe.task == "data" else []
+    _refuse_existing(out / "stats.safetensors")
+    loaded, tokenizer = _load(settings)
+    stats = pipeline.probe(settings, loaded, tokenizer, pairs, progress=True)
+    stats.save(out / "stats.safetensors")
+    tokens = ", ".join(f"{code} {int(count):,}" for code, count in zip(stats.languages, stats.count, strict=True))
+    typer.echo(f"{out / 'stats.safetensors'}: {stats.num_layers} layers, tokens: {tokens}")
+
+
+@app.command()
+def select(
+    stats: Annotated[Path, typer.Argument(help="stats.safetensors of a probe, or the folder it is in.")],
+    out: Out,
+    k: Annotated[int | None, typer.Option("--k", "-k", help="How many layers.")] = None,
+    score: Annotated[str | None, typer.Option(help="active_msd, rate_msd, mean_msd, english_overlap or lape.")] = None,
+    region: Annotated[str | None, typer.Option(help="lower, upper, all or A-B.")] = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Score the layers and choose some: writes selection.json."""
+    from slamkern import pipeline
+    from slamkern.console import selection_table
+
+    short = {"select__k": None if k is None else str(k), "select__score": score, "select__region": region}
+    settings = _configure(config, overrides, **short)
+    selection = pipeline.select(settings, stats / "stats.safetensors" if stats.is_dir() else stats)
+    _refuse_existing(out / "selection.json")
+    selection.save(out / "selection.json")
+    selection_table(selection)
+    typer.echo(f"{out / 'selection.json'}: layers {', '.join(map(str, selection.layers))}")
+
+
+@app.command()
+def train(
+    out: Out,
+    selection: Annotated[Path, typer.Option("--selection", help="selection.json, or the folder it is in.")],
+    model: Model = None,
+    data: Data = None,
+    languages: Languages = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Fine-tune the FFNs of the selected layers on translation into English: writes a delta checkpoint and its log."""
+    from slamkern import pipeline, training
+    from slamkern.patch import patch_model
+    from slamkern.selection import LayerSelection
+    from slamkern.trainable import apply_selection
+
+    settings = _configure(config, overrides, model__name=model, data__path=data, data__languages=_listed(languages))
+    chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
+    if chosen.neurons is not None:
+        raise SlamkernError(f"{selection} selects single neurons; whole layers are trained: select without neuron_fraction")
+    pairs, held_out = pipeline.alignment_pairs(settings)
+    loaded, tokenizer = _load(settings)
+    apply_selection(patch_model(loaded), chosen, settings.select.projections)
+    result = training.train(
+        loaded, tokenizer, pairs, settings.train_config(), out=out, selection=chosen, resume=resume, held_out=held_out
+    )
+    share = 100 * result.trained_parameters / result.total_parameters
+    typer.echo(f"trained {result.trained_parameters:,} parameters ({share:.2f} %) for {result.steps} steps")
+    typer.echo(f"loss {result.loss_first:.4f} -> {result.loss_last:.4f}, {result.tokens_per_second:,.0f} tokens/s")
+    if result.held_out_loss is not None:
+        typer.echo("held-out loss {:.4f} -> {:.4f}".format(*result.held_out_loss))
+    typer.echo(f"{out}: delta.safetensors, selection.json, metrics.jsonl")
+
+
+@app.command()
+def evaluate(
+    out: Out,
+    model: Model = None,
+    delta: Delta = None,
+    task: Annotated[str | None, typer.Option(help="mgsm, msvamp or corpus.")] = None,
+    path: Annotated[str | None, typer.Option(help="Folder of the task's files; without it, from the hub.")] = None,
+    languages: Languages = None,
+    limit: Annotated[int | None, typer.Option(help="Questions per language.")] = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Answer accuracy per language: writes predictions.jsonl and evaluation.json. The same command resumes."""
+    from slamkern import evaluation, scoring
+    from slamkern.tasks import load_task
+
+    settings = _configure(
+        config, overrides, model__name=model, evaluate__task=task, evaluate__path=path,
+        evaluate__languages=_listed(languages), evaluate__limit=None if limit is None else str(limit),
+    )  # fmt: skip
+    section = settings.evaluate
+    if section.task is None:
+        raise SlamkernError("no task given: use --task mgsm, msvamp or corpus")
+    questions = load_task(section.task, section.languages, section.path, section.limit)
+    loaded, tokenizer = _load(settings, delta)
+    result = evaluation.evaluate_questions(
+        loaded, tokenizer, questions, task=section.task, prompt=section.prompt,
+        max_new_tokens=section.max_new_tokens, batch_size=section.batch_size, out=out,
+    )  # fmt: skip
+    typer.echo(scoring.format_table(result))
+    typer.echo(f"{out}: predictions.jsonl, evaluation.json")
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="predictions.jsonl of an evaluation, or the folder it is in.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write scores.json to this folder.")] = None,
+) -> None:
+    """Scores of a predictions file alone, without a model."""
+    from slamkern import scoring
+    from slamkern.files import write_json
+
+    result = scoring.score(predictions / "predictions.jsonl" if predictions.is_dir() else predictions)
+    typer.echo(scoring.format_table(result))
+    if out is not None:
+        write_json(out / "scores.json", result.to_dict())
+        typer.echo(f"{out / 'scores.json'}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a run (or of a probe and a selection).")]) -> None:
+    """One self-contained HTML page with figures (also as PNG) from a run's files."""
+    from slamkern.report import write_report
+
+    typer.echo(str(write_report(folder)))
+
+
+@app.command()
+def run(
+    out: Out,
+    model: Model = None,
+    data: Data = None,
+    languages: Languages = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Everything: probe, select, measure, train, measure again, report. The same command resumes."""
+    from slamkern import pipeline
+    from slamkern.console import before_after
+
+    settings = _configure(config, overrides, model__name=model, data__path=data, data__languages=_listed(languages))
+    before_after(pipeline.run(settings, out))
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("slamkern-demo"),
+    model: Annotated[str, typer.Option("--model", "-m", help="tiny (trained here first) or smollm2.")] = "tiny",
+    overrides: Set = None,
+) -> None:
+    """The whole pipeline on an embedded corpus, without network or GPU, in under three minutes on two cores."""
+    from slamkern.console import before_after
+    from slamkern.demo import run_demo
+
+    before_after(run_demo(out, model, overrides=overrides or ()))
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def export(
+    out: Out,
+    model: Model = None,
+    delta: Delta = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """A full Hugging Face folder of a model with trained weights put in, loadable without slamkern."""
+    from slamkern.export import export as export_model
+
+    settings = _configure(config, overrides, model__name=model)
+    typer.echo(str(export_model(*_load(settings, delta), out)))
+
+
+@app.command()
+def env() -> None:
+    """Versions, devices, threads, and which backends can run here (and why not)."""
+    from slamkern.console import environment
+
+    environment()
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise SlamkernError(f"{path} exists; choose another --out or remove it")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = app(arguments, prog_name="slamkern", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except (SlamkernError, OSError) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:  # typer's own, whose module differs between its versions
+        if type(error).__name__ != "Abort":
+            if not hasattr(error, "format_message"):
+                raise
+            return _fail(error.format_message()) if error.format_message() else 2
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    hint = "add --resume to the same command to go on" if command == "train" else "the same command goes on from here"
+    resumable = command in ("run", "demo", "train", "evaluate")
+    print(f"interrupted{f'; {hint}' if resumable else ''}", file=sys.stderr)
+    return 130
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
