@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from slamkern.errors import SlamkernError
+from slamkern.packability import supports_packing
 
 NAME = "slamkern_packed"
 
@@ -88,8 +89,8 @@ def _one_sequence(
 ) -> torch.Tensor:
     """(1, H, n, D), (1, KV, n, D), (1, KV, n, E) -> (1, H, n, E)."""
     length = query.shape[2]
-    visible = None
-    if softcap is not None or (window is not None and window < length):
+    windowed = window is not None and window < length
+    if windowed or softcap is not None:
         visible = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
         if window is not None:
             visible = visible.triu(1 - window)
@@ -98,9 +99,9 @@ def _one_sequence(
             query,
             key,
             value,
-            attn_mask=visible,
+            attn_mask=visible if windowed else None,
             dropout_p=dropout,
-            is_causal=visible is None,
+            is_causal=not windowed,
             scale=scaling,
             enable_gqa=key.shape[1] != query.shape[1],
         )
@@ -124,7 +125,7 @@ def _flash_applies(query: torch.Tensor, value: torch.Tensor, dropout: float, sof
 
 @lru_cache(maxsize=1)
 def _varlen_options() -> frozenset[str]:
-    """The keywords of this torch's ``varlen_attn``: 2.12 added ``enable_gqa``, and ``is_causal`` became a window."""
+    """The keywords of this torch's ``varlen_attn``: ``enable_gqa`` is new in 2.12, ``is_causal`` became a window."""
     from torch.nn.attention.varlen import varlen_attn
 
     return frozenset(inspect.signature(varlen_attn).parameters)
@@ -149,7 +150,7 @@ def _flash(
     elif window is None:
         keywords["is_causal"] = True
     else:
-        raise SlamkernError(f"torch {torch.__version__} has no sliding window in varlen_attn; use torch 2.12 or newer")
+        raise SlamkernError(f"torch {torch.__version__} cannot slide a window in varlen_attn; use a newer torch")
     if key.shape[1] != query.shape[1]:
         if "enable_gqa" in options:
             keywords["enable_gqa"] = True
@@ -157,7 +158,8 @@ def _flash(
             groups = query.shape[1] // key.shape[1]
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # (T, heads, D)
-    return varlen_attn(*rows, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **keywords).unsqueeze(0)
+    output: Any = varlen_attn(rows[0], rows[1], rows[2], cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **keywords)
+    return output.unsqueeze(0)
 
 
 def _no_mask(*_: Any, attention_mask: torch.Tensor | None = None, **__: Any) -> None:
@@ -174,62 +176,8 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, _no_mask)
 
 
-def supports_packing(model: torch.nn.Module) -> str | None:
-    """None if ``packed_attention`` is exact for ``model``, otherwise the reason why not.
-
-    Read from the model's structure and source, for what a model does wrong here it does silently.
-    """
-    if not hasattr(model, "config") or not hasattr(model, "get_decoder"):
-        return f"{type(model).__name__} is not a transformers decoder"
-    decoder = model.get_decoder()
-    if "position_ids" not in inspect.signature(decoder.forward).parameters:
-        return f"{type(decoder).__name__} takes no position_ids, so positions cannot restart at each sequence"
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Conv1d | torch.nn.RNNBase):
-            return f"{name} ({type(module).__name__}) carries state across the borders of sequences"
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if foreign := sorted(kinds - {"full_attention", "sliding_attention"}):
-        return f"its layers of type {', '.join(foreign)} are not plain causal attention"
-
-    stacks = [
-        module
-        for module in decoder.modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers
-    ]
-    layers = [layer for stack in stacks for layer in stack if not _calls_attention(type(layer))]
-    attentions = [[module for module in layer.modules() if _calls_attention(type(module))] for layer in layers]
-    if not layers or not all(attentions):
-        return f"the attention of {type(model).__name__} does not go through transformers' AttentionInterface"
-    windowed = "sliding_attention" in kinds or getattr(config, "sliding_window", None) is not None
-    for kind in {type(module) for group in attentions for module in group}:
-        source = _source(kind.forward)
-        if windowed and "sliding_window" not in source:
-            return f"{kind.__name__} leaves the sliding window to a mask, which packed attention does not build"
-        if "s_aux" in source:
-            return f"{kind.__name__} uses attention sinks"
-    for kind in {type(decoder)} | {type(module) for group in (layers, *attentions) for module in group}:
-        # Once where they come in, once where they go on.
-        if _source(kind.forward).count("**kwargs") < 2:
-            return f"{kind.__name__} does not hand cu_seqlens on to its attention"
-    return None
-
-
-@lru_cache(maxsize=512)
-def _calls_attention(kind: type) -> bool:
-    """Whether this class itself, not a child of it, calls the attention interface."""
-    return "ALL_ATTENTION_FUNCTIONS" in _source(kind.forward)
-
-
-def _source(function: Any) -> str:
-    try:
-        return inspect.getsource(inspect.unwrap(function))
-    except (OSError, TypeError):
-        return ""
-
-
 @contextmanager
-def packed_attention(model: torch.nn.Module) -> Iterator[None]:
+def packed_attention(model: Any) -> Iterator[None]:
     """Run ``model`` with packed attention inside the block; the implementation it had is restored at the end.
 
     ``SlamkernError`` with the reason if the model cannot (``supports_packing``).

@@ -107,7 +107,7 @@ def split_pairs(pairs: Sequence[Pair], held_out_per_language: int, seed: int) ->
     for code in need:
         if need[code] or code not in {pair.source_language for pair in train}:
             have = sum(pair.source_language == code for pair in pairs)
-            raise SlamkernError(f"{code} has {have} pairs: too few to hold out {held_out_per_language} and train on more")
+            raise SlamkernError(f"{code} has {have} pairs: too few to hold out {held_out_per_language} and train")
     return train, [pairs[index] for index in sorted(held)]
 
 

@@ -1,7 +1,7 @@
 """Benchmarks as data: questions with their gold answers, from the files their authors publish.
 
-    mgsm     ``mgsm_{lang}.tsv`` (``question<TAB>answer``, no header), MathOctopus' ``mgsm_{Language}.json``, or the hub's
-             juletxara/mgsm. 250 questions in eleven languages (Shi et al., 2023).
+    mgsm     ``mgsm_{lang}.tsv`` (``question<TAB>answer``, no header), MathOctopus' ``mgsm_{Language}.json``, or the
+             hub's juletxara/mgsm. 250 questions in eleven languages (Shi et al., 2023).
     msvamp   ``test_{Language}.json``: JSON lines of ``query, response``, or of ``query, equation, response, m_query``
              where ``m_query`` is the text in the language; or the hub's Mathoctopus/MSVAMP. 1000 questions in ten
              languages (Chen et al., 2024).
@@ -74,7 +74,7 @@ def load_task(
 def _find(name: str, data: Path, codes: list[str] | None) -> dict[str, Path]:
     """The file of each language."""
     if "{language}" in str(data):
-        patterns, folder = [str(data).replace("{language}", "{code}"), str(data).replace("{language}", "{name}")], Path()
+        patterns, folder = [str(data).replace("{language}", part) for part in ("{code}", "{name}")], Path()
     elif data.is_dir():
         patterns, folder = list(_FILES[name]), data
     else:
@@ -100,7 +100,7 @@ def _single(file: Path, codes: list[str] | None) -> dict[str, Path]:
     if codes is None and not named:
         raise SlamkernError(f"{file} does not say its language; name one, or call it like mgsm_de.tsv")
     if codes is not None and len(codes) > 1:
-        raise SlamkernError(f"{file} is one file, but the languages are {' '.join(codes)}; use a folder or {{language}}")
+        raise SlamkernError(f"{file} is one file for the languages {' '.join(codes)}; give a folder or {{language}}")
     return {(codes or named)[0]: file}
 
 
@@ -123,7 +123,8 @@ def _questions(name: str, code: str, records: list[Record], source: str) -> list
         text = field(record, ("m_query", "query", "question"), where)
         gold = field(record, ("response", "answer_number", "answer"), where)
         if not text or not any(character.isdecimal() for character in gold):
-            raise SlamkernError(f"{where} has {'no question' if not text else f'no number in its answer {gold[:40]!r}'}")
+            problem = f"no number in its answer {gold[:40]!r}" if text else "no question"
+            raise SlamkernError(f"{where} has {problem}")
         questions.append(Question(f"{name}-{code}-{number}", code, text, gold))
     return questions
 
