@@ -126,7 +126,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     found = read_settings(path)
     for name in settings:
-        if found.get(name) != settings[name]:
+        # A model is its weights; the same ones may lie elsewhere by now.
+        if name != "model" and found.get(name) != settings[name]:
             raise SlamkernError(
                 f"{path.parent} holds an evaluation with {name} {found.get(name)!r}, not {settings[name]!r}; "
                 "choose another folder"
