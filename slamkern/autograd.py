@@ -4,14 +4,16 @@
 
     gate = x @ w_gate.T    up = x @ w_up.T    h = act_fn(gate) * up    y = h @ w_down.T
 
-=====================  =============================  ======================================
+=====================  =============================  ==========================================
 trained                saved for backward             GEMMs of the backward
-=====================  =============================  ======================================
+=====================  =============================  ==========================================
 nothing (frozen)       gate, up                       dh, two for dx
 up, down               x, gate, up                    dh, two for dx, dw_up, dw_down
 the same, no dx        x, gate, up                    dh, dw_up, dw_down
 down, no dx            h                              dw_down
-=====================  =============================  ======================================
+some neurons           x, gate, up                    dh, two for dx, those rows and columns of dw
+the same, no dx        x, gate and up of those        the same three, of those neurons only
+=====================  =============================  ==========================================
 
 With ``recompute`` only ``x`` is saved and gate and up are computed again: one more pair of GEMMs.
 ``h`` is never saved beside gate and up: the backward kernel makes it again while it reads them.
@@ -31,7 +33,7 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class FFNOptions:
-    """What is not a tensor: the activation, the backend of the elementwise op, whether to recompute, what to observe."""
+    """What is not a tensor: activation, backend of the ops, whether to recompute, what to observe of how many."""
 
     activation: str
     backend: str
@@ -43,7 +45,9 @@ class FFNOptions:
 class GatedFFN(torch.autograd.Function):
     """``y = (act_fn(x @ w_gate.T + b_gate) * (x @ w_up.T + b_up)) @ w_down.T + b_down``; x is (tokens, hidden_size).
 
-    Returns ``(y,)``, or ``(y, count, mean, m2, active)`` where ``language_ids`` is given.
+    ``up_rows`` (selected, hidden_size) and ``down_columns`` (hidden_size, selected) stand for rows of ``w_up`` and
+    columns of ``w_down``, which already hold their values: they only receive the gradient of those ``neurons``
+    (selected,) int64. Returns ``(y,)``, or ``(y, count, mean, m2, active)`` where ``language_ids`` is given.
     """
 
     @staticmethod
@@ -56,6 +60,9 @@ class GatedFFN(torch.autograd.Function):
         b_gate: Tensor | None,
         b_up: Tensor | None,
         b_down: Tensor | None,
+        up_rows: Tensor | None,
+        down_columns: Tensor | None,
+        neurons: Tensor | None,
         language_ids: Tensor | None,
         options: FFNOptions,
     ) -> tuple[Tensor, ...]:
@@ -76,38 +83,59 @@ class GatedFFN(torch.autograd.Function):
             ctx.mark_non_differentiable(*moments)
         y = F.linear(hidden, w_down, b_down)
 
-        need_dx, dw_gate, dw_up, dw_down, db_gate, db_up, *_ = ctx.needs_input_grad
-        need_inner = need_dx or dw_gate or dw_up or db_gate or db_up
-        keep_x = dw_gate or dw_up or (options.recompute and need_inner)
-        keep_projections = need_inner and not options.recompute
+        need_dx, dw_gate, dw_up, dw_down, db_gate, db_up, _, d_rows, d_columns, *_ = ctx.needs_input_grad
+        # Whether the backward reads gate and up of every neuron, or of the trained neurons alone.
+        every = need_dx or dw_gate or dw_up or db_gate or db_up
+        some = (d_rows or d_columns) and not (every or dw_down)
+        if some and neurons is not None:
+            gate, up = gate[:, neurons], up[:, neurons]
+        recomputed = options.recompute and (every or some)
+        keep_projections = (every or some) and not recomputed
         ctx.save_for_backward(
-            x if keep_x else None,
+            x if dw_gate or dw_up or d_rows or recomputed else None,
             gate if keep_projections else None,
             up if keep_projections else None,
-            hidden if dw_down and not need_inner else None,
+            hidden if dw_down and not every else None,
             w_gate,
             w_up,
             w_down,
             b_gate,
             b_up,
+            down_columns,
+            neurons,
         )
-        ctx.options = options
+        ctx.options, ctx.every, ctx.some = options, every, some
         return y, *moments
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, gate, up, hidden, w_gate, w_up, w_down, b_gate, b_up = ctx.saved_tensors
+        x, gate, up, hidden, w_gate, w_up, w_down, b_gate, b_up, down_columns, neurons = ctx.saved_tensors
         options: FFNOptions = ctx.options
-        need_dx, need_dw_gate, need_dw_up, need_dw_down, need_db_gate, need_db_up, need_db_down, *_ = (
-            ctx.needs_input_grad
-        )
-        dx = dw_gate = dw_up = dw_down = db_gate = db_up = None
-        if need_dx or need_dw_gate or need_dw_up or need_db_gate or need_db_up:
+        need = ctx.needs_input_grad
+        (
+            need_dx,
+            need_dw_gate,
+            need_dw_up,
+            need_dw_down,
+            need_db_gate,
+            need_db_up,
+            need_db_down,
+            need_rows,
+            need_columns,
+        ) = need[:9]
+        dx = dw_gate = dw_up = dw_down = db_gate = db_up = d_rows = d_columns = None
+        if ctx.some:
+            # The trained neurons are an FFN of their own; nothing else needs a gradient.
+            w_down = down_columns if down_columns is not None else w_down[:, neurons]
+        if ctx.every or ctx.some:
             if gate is None:
+                w_gate, w_up, b_gate, b_up = (
+                    w[neurons] if ctx.some and w is not None else w for w in (w_gate, w_up, b_gate, b_up)
+                )
                 gate, up = F.linear(x, w_gate, b_gate), F.linear(x, w_up, b_up)
             grad_gate, grad_up, hidden = torch.ops.slamkern.swiglu_backward(
-                grad_y @ w_down, gate, up, options.activation, need_dw_down, options.backend
+                grad_y @ w_down, gate, up, options.activation, need_dw_down or need_columns, options.backend
             )
             if need_dx:
                 dx = torch.addmm(grad_gate @ w_gate, grad_up, w_up)
@@ -115,7 +143,14 @@ class GatedFFN(torch.autograd.Function):
             dw_up = grad_up.T @ x if need_dw_up else None
             db_gate = grad_gate.sum(0) if need_db_gate else None
             db_up = grad_up.sum(0) if need_db_up else None
+            if ctx.some:
+                d_rows = grad_up.T @ x if need_rows else None
+                d_columns = grad_y.T @ hidden if need_columns else None
+            elif need_rows or need_columns:
+                sparse = torch.ops.slamkern.sparse_weight_grad
+                d_rows = sparse(grad_up, x, neurons, options.backend) if need_rows else None
+                d_columns = sparse(hidden, grad_y, neurons, options.backend).T if need_columns else None
         if need_dw_down:
             dw_down = grad_y.T @ hidden
         db_down = grad_y.sum(0) if need_db_down else None
-        return dx, dw_gate, dw_up, dw_down, db_gate, db_up, db_down, None, None
+        return dx, dw_gate, dw_up, dw_down, db_gate, db_up, db_down, d_rows, d_columns, None, None, None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from slamkern import autograd
 from slamkern.errors import SlamkernError
 from slamkern.moments import Moments
+from slamkern.neurons import TrainedNeurons
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class FFN:
     backend: str = "auto"
     recompute: bool = False
     recording: Recording | None = field(default=None, compare=False)
+    trained: TrainedNeurons | None = field(default=None, compare=False)  # "gated" only
 
     def recording_of(self, tokens: int) -> Recording | None:
         """What to record of a forward over so many tokens, if anything."""
@@ -104,6 +106,9 @@ class FusedGated(Fused):
         gate: Any = getattr(self, ffn.gate)  # type: ignore[arg-type]
         up: Any = getattr(self, ffn.up)
         down: Any = getattr(self, ffn.down)
+        trained = ffn.trained
+        if trained is not None:
+            trained.write_back(up.weight, down.weight)
         whole = (
             torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x.device.type)
@@ -112,6 +117,11 @@ class FusedGated(Fused):
             and _is_plain(down)
         )
         if not whole:
+            if trained is not None and torch.is_grad_enabled():
+                raise SlamkernError(
+                    f"{ffn.path} trains single neurons, which needs its own Linear projections without hooks or"
+                    " autocast; train whole layers instead, or load the model in the dtype to train in"
+                )
             return down(ffn.combine(gate(x), up(x)))
         rows = x.reshape(-1, x.shape[-1])
         recording = ffn.recording_of(rows.shape[0])
@@ -124,6 +134,7 @@ class FusedGated(Fused):
             gate.bias,
             up.bias,
             down.bias,
+            *((None, None, None) if trained is None else (trained.up, trained.down, trained.neurons)),
             ids,
             autograd.FFNOptions(ffn.activation, ffn.backend, ffn.recompute, *observed),
         )
@@ -160,7 +171,27 @@ def fuse(module: nn.Module, ffn: FFN) -> None:
     module.slamkern_ffn = ffn  # type: ignore[assignment]
 
 
+def train_neurons(module: Fused, trained: TrainedNeurons | None) -> None:
+    """Train these neurons of a fused ``gated`` block, or none; its state_dict always has their latest values."""
+    ffn = module.slamkern_ffn
+    if ffn.trained is not None:
+        _write_back(module)
+        module._state_dict_pre_hooks = {
+            key: hook for key, hook in module._state_dict_pre_hooks.items() if hook is not _write_back
+        }
+    ffn.trained = trained
+    if trained is not None:
+        module.register_state_dict_pre_hook(_write_back)
+
+
+def _write_back(module: nn.Module, *_: Any) -> None:
+    ffn: FFN = module.slamkern_ffn  # type: ignore[assignment]
+    if ffn.trained is not None:
+        ffn.trained.write_back(module.get_submodule(ffn.up).weight, module.get_submodule(ffn.down).weight)
+
+
 def unfuse(module: Fused) -> None:
     """Give the instance its own class back, as it was before :func:`fuse`."""
+    train_neurons(module, None)
     module.__class__ = type(module).__bases__[1]
     del module.slamkern_ffn

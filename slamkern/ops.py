@@ -66,6 +66,7 @@ _library.define(
     "swiglu_backward(Tensor grad_hidden, Tensor gate, Tensor? up, str activation, bool need_hidden, str backend)"
     " -> (Tensor grad_gate, Tensor grad_up, Tensor hidden)"
 )
+_library.define("sparse_weight_grad(Tensor grad, Tensor x, Tensor neurons, str backend) -> Tensor")
 
 
 def _swiglu(gate: Tensor, up: Tensor | None, activation: str, backend: str) -> Tensor:
@@ -98,10 +99,18 @@ def _swiglu_backward(
     return tuple(gate.new_empty(0) if grad is None else grad for grad in grads)
 
 
+def _sparse_weight_grad(grad: Tensor, x: Tensor, neurons: Tensor, backend: str) -> Tensor:
+    module = _module(backend, grad.device.type, grad.dtype)
+    # csrc has no matrix products: BLAS does those.
+    module = reference if module is native else module
+    return module.sparse_weight_grad(_rows(grad), _rows(x), neurons)
+
+
 _library.impl("swiglu", _swiglu, "CompositeExplicitAutograd")
 _library.impl("swiglu_stats", _swiglu_stats, "CompositeExplicitAutograd")
 _library.impl("swiglu_moments", _swiglu_moments, "CompositeExplicitAutograd")
 _library.impl("swiglu_backward", _swiglu_backward, "CompositeExplicitAutograd")
+_library.impl("sparse_weight_grad", _sparse_weight_grad, "CompositeExplicitAutograd")
 
 
 def _empty_hidden(gate: Tensor) -> Tensor:
@@ -138,6 +147,11 @@ def _(grad_hidden, gate, up, activation, need_hidden, backend):  # type: ignore[
     absent = gate.new_empty(0)
     grad_up = absent if up is None else _empty_hidden(up)
     return _empty_hidden(gate), grad_up, _empty_hidden(gate) if need_hidden else absent.clone()
+
+
+@torch.library.register_fake("slamkern::sparse_weight_grad", lib=_library)
+def _(grad, x, neurons, backend):  # type: ignore[no-untyped-def]
+    return x.new_empty(neurons.shape[0], x.shape[1])
 
 
 def _setup_swiglu(ctx, inputs, output):  # type: ignore[no-untyped-def]

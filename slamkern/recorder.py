@@ -184,7 +184,7 @@ def collect_stats(
 def _batches(
     tokenizer: Any, texts: Mapping[str, Sequence[str]], token_budget: int, max_length: int, groups: int
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(input_ids, language_ids, group_ids), each (texts, longest) int64 and padded on the right, longest batch first."""
+    """(input_ids, language_ids, group_ids), each (texts, longest) int64, padded on the right, longest batch first."""
     rows: list[tuple[list[int], list[int], int]] = []
     cut = 0
     for index, questions in enumerate(texts.values()):

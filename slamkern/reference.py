@@ -87,6 +87,15 @@ def _moments(observed: Tensor, language_ids: Tensor, num_languages: int) -> Stat
     return count, mean, m2, active
 
 
+def sparse_weight_grad(grad: Tensor, x: Tensor, neurons: Tensor) -> Tensor:
+    """``grad[:, neurons].T @ x``: the weight gradient of the selected output neurons alone.
+
+    ``grad``: (tokens, neurons of the layer), ``x``: (tokens, features), ``neurons``: (selected,) int64;
+    returns (selected, features) in the dtype of ``x``.
+    """
+    return grad.index_select(1, neurons).T @ x
+
+
 def activation_derivative(x: Tensor, activation: str) -> Tensor:
     """``d act_fn(x) / dx``; ReLU's derivative at 0 is 0, as in torch."""
     match activation:

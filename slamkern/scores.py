@@ -1,7 +1,7 @@
-"""Scores of layers: pure functions of ActivationStats, each [layers, languages] float64; larger = more language-specific.
+"""Scores of layers: pure functions of ActivationStats, [layers, languages] float64; larger = more language-specific.
 
 The score of a layer is the mean of its row. ``p[l,i,n]`` is the share of the tokens of language ``l`` on which neuron
-``n`` of layer ``i`` is active. A deviation is taken from the mean over languages or, with ``center="en"``, from English.
+``n`` of layer ``i`` is active. A deviation is from the mean over languages or, with ``center="en"``, from English.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,13 +1,19 @@
-"""Which parameters a selection trains: exactly those get ``requires_grad``, everything else is frozen."""
+"""Which parameters a selection trains: exactly those get ``requires_grad``, everything else is frozen.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+A selection of single neurons trains their rows of up_proj and columns of down_proj (neurons.py): the weights
+themselves stay frozen then, and the rows and columns are the parameters.
+"""
 
-from torch import nn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
 
 from slamkern.discovery import find_ffns
 from slamkern.errors import SlamkernError
-from slamkern.ffn import FFN
+from slamkern.ffn import FFN, Fused, train_neurons
+from slamkern.neurons import TrainedNeurons
 from slamkern.selection import LayerSelection, check_layers
 from slamkern.stats import model_signature
 
@@ -16,12 +22,17 @@ PROJECTIONS = ("gate", "up", "down")
 
 @dataclass(frozen=True)
 class Trainable:
-    """One trained tensor: its state_dict name, the parameter, and the layer and projection it belongs to."""
+    """One trained tensor: its state_dict name, the parameter, and the layer and projection it belongs to.
+
+    With ``neurons`` (selected,) int64 the parameter stands for those rows of an up projection (selected, hidden_size)
+    or columns of a down projection (hidden_size, selected), and the name ends in ``@neurons``.
+    """
 
     name: str
     parameter: nn.Parameter
     layer: int
     projection: str
+    neurons: Tensor | None = field(default=None, compare=False)
 
 
 def apply_selection(
@@ -29,8 +40,8 @@ def apply_selection(
 ) -> list[Trainable]:
     """Let the weights of ``projections`` in the selected layers be trained, these and no others; return them.
 
-    Works on patched and unpatched models, also on the meta device. Biases stay frozen, as in SLAM.
-    Raises SlamkernError, before anything is changed, for layers the model does not have, a selection made for another
+    Works on patched and unpatched models, also on the meta device; a selection of single neurons needs a patched one.
+    Biases stay frozen, as in SLAM. Raises SlamkernError, before anything is changed, for layers the model does not have, a selection made for another
     model, or a projection that cannot be trained by itself.
     """
     ffns = {finding.ffn.layer: finding.ffn for finding in find_ffns(model) if finding.ffn is not None}
@@ -50,10 +61,41 @@ def apply_selection(
             if not parameter.is_floating_point():
                 raise SlamkernError(f"{names[id(parameter)]} is {parameter.dtype}; quantised weights cannot be trained")
             chosen.append(Trainable(names[id(parameter)], parameter, layer, projection))  # type: ignore[arg-type]
+    neurons = selection.neurons if isinstance(selection, LayerSelection) else None
+    blocks = _blocks(model, layers, projections, neurons) if neurons is not None else {}
     model.requires_grad_(False)
-    for trainable in chosen:
-        trainable.parameter.requires_grad_(True)
-    return chosen
+    for module in model.modules():
+        if isinstance(module, Fused):
+            train_neurons(module, None)
+    if neurons is None:
+        for trainable in chosen:
+            trainable.parameter.requires_grad_(True)
+        return chosen
+    for layer, block in blocks.items():
+        here = {t.projection: t.parameter for t in chosen if t.layer == layer}
+        index = torch.tensor(neurons[layer], device=next(iter(here.values())).device)
+        train_neurons(block, TrainedNeurons(index, here.get("up"), here.get("down")))
+    return trainable_tensors(model)
+
+
+def _blocks(
+    model: nn.Module, layers: Sequence[int], projections: Sequence[str], neurons: Mapping[int, Sequence[int]]
+) -> dict[int, Fused]:
+    """The fused block of each layer whose neurons are to be trained, after checking that they can be."""
+    if "gate" in projections:
+        raise SlamkernError("single neurons train rows of up and columns of down; leave 'gate' out of projections")
+    blocks = {
+        m.slamkern_ffn.layer: m for m in model.modules() if isinstance(m, Fused) and m.slamkern_ffn.kind == "gated"
+    }
+    for layer in layers:
+        if layer not in blocks:
+            raise SlamkernError(
+                f"single neurons of layer {layer} can be trained in a fused gated FFN; patch_model first"
+            )
+        width, chosen = blocks[layer].slamkern_ffn.neurons, neurons.get(layer, ())
+        if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= n < width for n in chosen):
+            raise SlamkernError(f"the selected neurons of layer {layer} must be distinct and from 0 to {width - 1}")
+    return {layer: blocks[layer] for layer in layers}
 
 
 def _linears(ffn: FFN, projections: Sequence[str]) -> dict[str, str]:
@@ -92,11 +134,23 @@ def trainable_tensors(model: nn.Module) -> list[Trainable]:
     """The FFN weights of a model that require grad, by depth: what :func:`apply_selection` left trainable."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: list[Trainable] = []
-    for finding in find_ffns(model):
-        ffn = finding.ffn
-        for projection in PROJECTIONS if ffn is not None else ():
+    for ffn in (finding.ffn for finding in find_ffns(model) if finding.ffn is not None):
+        for projection in PROJECTIONS:
             linear = getattr(ffn, projection)
-            parameter = model.get_submodule(f"{ffn.path}.{linear}").weight if linear else None  # type: ignore[union-attr]
-            if parameter is not None and parameter.requires_grad:
-                found.append(Trainable(names[id(parameter)], parameter, ffn.layer, projection))  # type: ignore[union-attr, arg-type]
+            if linear is None:
+                continue
+            weight = model.get_submodule(f"{ffn.path}.{linear}").weight
+            name = names[id(weight)]  # type: ignore[index, arg-type]
+            rows = getattr(ffn.trained, projection, None)
+            if ffn.trained is not None and rows is not None:
+                found.append(Trainable(f"{name}@neurons", rows, ffn.layer, projection, ffn.trained.neurons))
+            elif weight.requires_grad:
+                found.append(Trainable(name, weight, ffn.layer, projection))  # type: ignore[arg-type]
     return found
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of everything that is trained: what requires grad, and the tensors of single neurons."""
+    whole = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    single = {t.name: t.parameter for t in trainable_tensors(model) if t.neurons is not None}
+    return whole | single

@@ -34,7 +34,7 @@ def test_every_frozen_subset_matches_autograd(recompute):
         tensors = inputs(trained)
         wanted = [tensor for tensor in tensors if tensor.requires_grad]
         expected = torch.autograd.grad(stock(*tensors).square().sum(), wanted)
-        (y,) = GatedFFN.apply(*tensors, None, FFNOptions("silu", "auto", recompute))
+        (y,) = GatedFFN.apply(*tensors, None, None, None, None, FFNOptions("silu", "auto", recompute))
         y.square().sum().backward()
         for tensor in tensors:
             assert (tensor.grad is not None) == tensor.requires_grad, trained
@@ -55,7 +55,7 @@ def saved_bytes(trained, recompute=False):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = GatedFFN.apply(*tensors, None, FFNOptions("silu", "auto", recompute))
+        out = GatedFFN.apply(*tensors, None, None, None, None, FFNOptions("silu", "auto", recompute))
     assert out
     return sum(kept.values())
 
@@ -100,7 +100,7 @@ def test_frozen_layers_get_no_gradient_and_trained_ones_the_right_one(input_ids)
 
 def test_a_second_derivative_is_refused():
     tensors = inputs(("x",))
-    (y,) = GatedFFN.apply(*tensors, None, FFNOptions("silu", "auto"))
+    (y,) = GatedFFN.apply(*tensors, None, None, None, None, FFNOptions("silu", "auto"))
     (dx,) = torch.autograd.grad(y.square().sum(), tensors[0], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.sum().backward()

@@ -14,7 +14,7 @@ LAYERS = (
     {"errors", "version", "files", "languages", "moments", "reference", "tensorfile"},
     {"kernels", "native"},
     {"ops"},
-    {"autograd", "stats"},
+    {"autograd", "neurons", "stats"},
     {"ffn", "scores"},
     {"discovery", "selection"},
     {"patch", "trainable"},
