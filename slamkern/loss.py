@@ -16,7 +16,7 @@ nothing reduces: losses are sums over tokens, so that the caller can divide by t
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from torch.autograd.function import once_differentiable
 from slamkern.attention import NAME, packed_attention
 from slamkern.errors import SlamkernError
 from slamkern.packing import IGNORE, PackedBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def frozen_head_cross_entropy(
@@ -102,13 +105,13 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         return grad * grad_loss.to(grad.dtype), None, None, None
 
 
-def read_head(model: nn.Module) -> Head | None:
+def read_head(model: "PreTrainedModel") -> Head | None:
     """The model's output head if it is frozen and linear up to a known multiplier and softcap, checked on eight tokens.
 
     None means: use the model's own head. That is so when the head is trained, is not a plain ``nn.Linear``, or gives
     logits that differ from the model's own by more than the rounding of its dtype. Draws no random numbers.
     """
-    module = model.get_output_embeddings()  # type: ignore[operator]
+    module = model.get_output_embeddings()
     if type(module) is not nn.Linear or any(parameter.requires_grad for parameter in module.parameters()):
         return None
     config = model.config
@@ -145,7 +148,7 @@ def describe_head(head: Head | None) -> str:
 
 
 def packed_loss(
-    model: nn.Module, batch: PackedBatch, *, head: Head | str | None = "check", chunk: int = 1024
+    model: "PreTrainedModel", batch: PackedBatch, *, head: Head | str | None = "check", chunk: int = 1024
 ) -> Tensor:
     """Summed loss over the supervised tokens of a packed batch, each sequence seeing only itself.
 
@@ -159,7 +162,7 @@ def packed_loss(
 
 
 def padded_loss(
-    model: nn.Module, batch: dict[str, Tensor], *, head: Head | str | None = "check", chunk: int = 1024
+    model: "PreTrainedModel", batch: dict[str, Tensor], *, head: Head | str | None = "check", chunk: int = 1024
 ) -> Tensor:
     """The same sum over right-padded ``input_ids``, ``attention_mask`` and ``labels``, each (sequences, length)."""
     head = read_head(model) if isinstance(head, str) else head
@@ -168,7 +171,9 @@ def padded_loss(
     return _supervised_loss(model, inputs, labels, head, chunk)
 
 
-def _supervised_loss(model: nn.Module, inputs: dict[str, Any], labels: Tensor, head: Head | None, chunk: int) -> Tensor:
+def _supervised_loss(
+    model: "PreTrainedModel", inputs: dict[str, Any], labels: Tensor, head: Head | None, chunk: int
+) -> Tensor:
     if head is not None:
         hidden = _last_hidden(model, **inputs)
         return frozen_head_cross_entropy(
@@ -190,12 +195,12 @@ def _supervised_loss(model: nn.Module, inputs: dict[str, Any], labels: Tensor, h
     return F.cross_entropy(logits.flatten(0, 1), kept.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-def _last_hidden(model: nn.Module, **inputs: Any) -> Tensor:
-    backbone = model.get_decoder()  # type: ignore[operator]
+def _last_hidden(model: "PreTrainedModel", **inputs: Any) -> Tensor:
+    backbone = model.get_decoder()
     return backbone(**inputs).last_hidden_state
 
 
-def _packed(model: nn.Module) -> AbstractContextManager[Any]:
+def _packed(model: "PreTrainedModel") -> AbstractContextManager[Any]:
     if model.config._attn_implementation == NAME:
         return nullcontext()
     if torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False):
