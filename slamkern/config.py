@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,24 +166,26 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _override(text: str) -> tuple[str, str, Any]:
-    """``section.key=value`` with the value read as YAML (numbers, lists, null), so 2e-5 is a number, too."""
-    name, equals, value = text.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not (equals and dot and key):
-        raise SlamkernError(f"--set {text!r}: write section.key=value, for example train.learning_rate=2e-5")
-    _check_keys({section: {key: None}}, "--set")
-    try:
-        return section, key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SlamkernError(f"--set {text!r}: the value is not YAML") from error
+def parse_overrides(overrides: Iterable[str]) -> Iterator[tuple[str, str, Any]]:
+    """(section, key, value) of each ``section.key=value``, the value read as YAML (numbers, lists, null)."""
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot and key):
+            raise SlamkernError(f"--set {text!r}: write section.key=value, for example train.learning_rate=2e-5")
+        _check_keys({section: {key: None}}, "--set")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = value
+        # No value is a mapping; what YAML takes for one is text with a colon, such as corpus:
+        yield section, key, value if isinstance(parsed, dict) else parsed
 
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> RunConfig:
     """The defaults, changed by a YAML file, changed by ``section.key=value`` overrides in their order."""
     values = _read(Path(path)) if path is not None else {}
-    for text in overrides:
-        section, key, value = _override(text)
+    for section, key, value in parse_overrides(overrides):
         values.setdefault(section, {})[key] = value
     return build_config(values, str(path) if path is not None else "--set")
 

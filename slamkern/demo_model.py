@@ -1,0 +1,135 @@
+"""The small model of the demo: really trained, on this machine, on the embedded corpus, before anything is aligned.
+
+A byte-level BPE tokenizer (digits apart) over all ten languages and a small Llama. It reads English questions with
+their solutions (most of its text) and single questions of the other languages, never two languages in one sequence:
+so it reasons in English, has seen the others, and knows no translation. Steps, seeds and sizes are fixed, so the same
+machine gives the same model. Nothing here knows about alignment.
+"""
+
+import random
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from slamkern.corpus import LANGUAGES, Problem, generate
+from slamkern.prompts import Prompt, get_prompt
+
+CODES = tuple(LANGUAGES)
+EOS = "<|end|>"
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Shape of the model and length of its training.
+
+    ``problems`` are told in English with their solution; ``foreign`` of them also appear as a bare question in every
+    other language. One pass over that text per ``epochs``.
+    """
+
+    vocabulary: int = 2048
+    hidden: int = 128
+    layers: int = 6
+    heads: int = 4
+    intermediate: int = 384
+    problems: int = 5000
+    foreign: int = 400
+    row: int = 256
+    rows_per_batch: int = 4
+    initializer: float = 0.05
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+
+def build_model(
+    size: ModelSize, prompt: str, unseen: Container[str] = (), *, progress: bool = True
+) -> tuple[Any, Any]:
+    """Train a tokenizer and a model; returns (model, tokenizer).
+
+    ``prompt``: how questions are put to the model, see ``prompts``. ``unseen``: English questions it must not read.
+    """
+    problems = [problem for problem in generate(size.problems, seed=1) if problem.questions["en"] not in unseen]
+    tokenizer = train_tokenizer(problems[: size.foreign], size.vocabulary)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(size.seed)
+        model = _new_model(tokenizer, size)
+        _pretrain(model, _rows(problems, tokenizer, get_prompt(prompt), size), size, progress)
+    return model.eval(), tokenizer
+
+
+def train_tokenizer(problems: Sequence[Problem], vocabulary: int) -> Any:
+    """Byte-level BPE over questions of all languages and English solutions; every digit is a token of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [text for problem in problems for text in (*problem.questions.values(), problem.solutions["en"])]
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS)
+
+
+def _new_model(tokenizer: Any, size: ModelSize) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=size.hidden,
+            intermediate_size=size.intermediate,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.heads,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            initializer_range=size.initializer,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def _rows(problems: Sequence[Problem], tokenizer: Any, prompt: Prompt, size: ModelSize) -> torch.Tensor:
+    """All texts as rows of ``row`` tokens, in random order: (rows, row) int64. A row holds one language.
+
+    Texts of a language follow one another, each ended by EOS, and are cut at the end of a row.
+    """
+    texts = {code: [p.questions[code] for p in problems[: size.foreign]] for code in CODES}
+    texts["en"] = [prompt.question(p.questions["en"], "en") + p.solutions["en"] for p in problems]
+    rows: list[list[int]] = []
+    for lines in texts.values():
+        stream = [token for ids in tokenizer(lines)["input_ids"] for token in (*ids, tokenizer.eos_token_id)]
+        rows += [stream[start : start + size.row] for start in range(0, len(stream) - size.row, size.row)]
+    random.Random(size.seed).shuffle(rows)
+    return torch.tensor(rows)
+
+
+def _pretrain(model: Any, rows: torch.Tensor, size: ModelSize, progress: bool) -> None:
+    """AdamW with warm-up and a linear decay, every token learned."""
+    batches = rows.split(size.rows_per_batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / 20, max(0.02, 1 - step / len(batches)))
+    )
+    model.train()
+    bar = tqdm(batches, desc="train the demo model", unit="step", disable=not progress)
+    for batch in bar:
+        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
