@@ -9,6 +9,8 @@ to 100.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from slamkern.data import Pair
 from slamkern.errors import SlamkernError
 from slamkern.generation import evaluating, generate, plan_batches
@@ -30,13 +32,14 @@ def translation_quality(
     max_new_tokens: int = 256,
     max_length: int = 1024,
     batch_tokens: int = 8192,
+    progress: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Quality of held-out translations per source language: ``{"de": {"loss": ..., "chrf": ...}, ...}``.
 
     ``loss`` is the mean over the response tokens (EOS included) of all pairs of at most ``max_length`` tokens; ``chrf``
-    compares greedy translations of the first ``generate_limit`` pairs of each language with their targets, and is left
-    out where ``generate_limit`` is 0. Give the same pairs before and after training: targets of different pairs
-    are not equally hard.
+    compares greedy translations of the first ``generate_limit`` pairs of each language with their targets, passing over
+    pairs whose prompt is longer than ``max_length``, and is left out where ``generate_limit`` is 0. Give the same pairs
+    before and after training: targets of different pairs are not equally hard.
 
     Raises SlamkernError for no pairs, for a language whose pairs are all too long, and, when chrF is asked for, where
     sacrebleu is not installed.
@@ -54,17 +57,23 @@ def translation_quality(
     if chrf is None:
         return quality
     # All languages in one pass: the batches are fuller and the longest prompts of all come first.
-    asked = [pair for code in languages for pair in _first(pairs, code, generate_limit)]
-    outputs = dict(
-        generate(
-            model, tokenizer, [prompt.translation(pair)[0] for pair in asked], max_new_tokens=max_new_tokens,
-            batch_tokens=batch_tokens, names=[f"{pair.source_language}: {pair.source[:40]!r}" for pair in asked],
-        )
+    prompts = [prompt.translation(pair)[0] for pair in pairs]
+    fits = [len(row) <= max_length for row in encode_prompts(prompts, tokenizer)]
+    asked = [
+        index
+        for code in languages
+        for index in [i for i, pair in enumerate(pairs) if pair.source_language == code and fits[i]][:generate_limit]
+    ]
+    texts = generate(
+        model, tokenizer, [prompts[index] for index in asked], max_new_tokens=max_new_tokens,
+        batch_tokens=batch_tokens, names=[f"{pairs[i].source_language}: {pairs[i].source[:40]!r}" for i in asked],
     )  # fmt: skip
+    bar = tqdm(texts, total=len(asked), desc="translate", unit="text", disable=not progress)
+    outputs = {asked[position]: text.strip() for position, text in bar}
     for code in languages:
-        rows = [index for index, pair in enumerate(asked) if pair.source_language == code]
-        hypotheses, references = [outputs[row].strip() for row in rows], [asked[row].target.strip() for row in rows]
-        quality[code]["chrf"] = float(chrf(hypotheses, [references]).score)
+        rows = [index for index in asked if pairs[index].source_language == code]
+        references = [pairs[row].target.strip() for row in rows]
+        quality[code]["chrf"] = float(chrf([outputs[row] for row in rows], [references]).score)
     return quality
 
 
@@ -106,10 +115,6 @@ def mean_loss(
             inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
             total += float(padded_loss(model, inputs, head=head))
     return total / tokens
-
-
-def _first(pairs: Sequence[Pair], code: str, limit: int) -> list[Pair]:
-    return [pair for pair in pairs if pair.source_language == code][:limit]
 
 
 def _corpus_chrf() -> Any:

@@ -72,6 +72,13 @@ def test_chrf_is_that_of_sacrebleu_over_the_first_pairs_of_each_language(model, 
     assert 30 < expected < 100
     assert quality["de"]["chrf"] == expected
 
+    # A degenerate pair neither stops the measurement nor takes the place of a usable one.
+    degenerate = [Pair("x" * 2000, "x", "de"), *pairs]
+    again = translation_quality(
+        model, tokenizer, degenerate, PROMPT, generate_limit=2, max_new_tokens=20, max_length=400
+    )
+    assert again == quality
+
 
 def test_english_retention_counts_every_token_that_has_a_context(model, tokenizer):
     texts = ["There are five apples.", "", "x", "How many apples are there? " * 2]
