@@ -112,18 +112,10 @@ class GatedFFN(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, up, hidden, w_gate, w_up, w_down, b_gate, b_up, down_columns, neurons = ctx.saved_tensors
         options: FFNOptions = ctx.options
-        need = ctx.needs_input_grad
-        (
-            need_dx,
-            need_dw_gate,
-            need_dw_up,
-            need_dw_down,
-            need_db_gate,
-            need_db_up,
-            need_db_down,
-            need_rows,
-            need_columns,
-        ) = need[:9]
+        need_dx, need_dw_gate, need_dw_up, need_dw_down, need_db_gate, need_db_up, need_db_down = ctx.needs_input_grad[
+            :7
+        ]
+        need_rows, need_columns = ctx.needs_input_grad[7:9]
         dx = dw_gate = dw_up = dw_down = db_gate = db_up = d_rows = d_columns = None
         if ctx.some:
             # The trained neurons are an FFN of their own; nothing else needs a gradient.

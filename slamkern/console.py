@@ -66,7 +66,7 @@ def environment() -> None:
     """Versions, machine and backends; a backend that cannot run is shown with its reason."""
     import torch
 
-    from slamkern.ops import backends
+    from slamkern.backends import backends
 
     rows = [("python", f"{platform.python_version()} ({sys.executable})"), ("platform", platform.platform())]
     rows += [(name, _version(name)) for name in PACKAGES]

@@ -7,8 +7,9 @@ a clamp, an active dropout or any other extra operation shows up as an extra nod
 
 import copy
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -103,7 +104,7 @@ def _examine(path: str, module: nn.Module) -> Finding:
         return Finding(path, module, None, "its path does not name one layer")
     neurons = _neurons(module.get_submodule(down))
     ffn = FFN(path, layers[0], kind, gate, up, down, act, activation, neurons, gate_first)
-    reasons = (_unusable(name, module.get_submodule(name).weight) for name in (gate, up, down) if name)
+    reasons = (_unusable(name, getattr(module, name).weight) for name in (gate, up, down) if name)
     reason = next(filter(None, reasons), None)
     return Finding(path, module.get_submodule(act) if kind == "plain" else module, ffn, reason)
 
@@ -168,13 +169,14 @@ Match = tuple[str, str | None, str, str, str, bool]  # kind, gate, up, down, act
 
 
 def _matches(graph: fx.Graph, module: nn.Module) -> Iterator[Match]:
-    body = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    # Arguments of fx nodes are a union of a dozen types; what they are here is what is being asked.
+    body: list[Any] = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     whole = len([node for node in graph.nodes if node.op == "placeholder" and node.users]) == 1
     for act in body:
         if not _calls(act, module, _is_activation):
             continue
         source = act.args[0]
-        product = next(iter(act.users), None)
+        product: Any = next(iter(act.users), None)
         if len(act.users) != 1 or not isinstance(source, fx.Node):
             continue
         if _calls(source, module, _is_projection) and _calls(product, module, _is_projection):
@@ -184,17 +186,17 @@ def _matches(graph: fx.Graph, module: nn.Module) -> Iterator[Match]:
             yield from _gated(act, product, body, module)
 
 
-def _gated(act: fx.Node, product: fx.Node, body: list[fx.Node], module: nn.Module) -> Iterator[Match]:
-    down = next(iter(product.users), None)
+def _gated(act: Any, product: Any, body: list[fx.Node], module: nn.Module) -> Iterator[Match]:
+    down: Any = next(iter(product.users), None)
     if len(product.users) != 1 or not _calls(down, module, _is_projection) or next(iter(down.users)).op != "output":
         return
     gate = act.args[0]
-    up = next((operand for operand in product.args if operand is not act), None)
+    up: Any = next((operand for operand in product.args if operand is not act), None)
     if _calls(gate, module, _is_projection) and _calls(up, module, _is_projection):
         same_input = gate.args == up.args and gate.args[0].op == "placeholder"
         if same_input and len(body) == 5:
             yield "gated", str(gate.target), str(up.target), str(down.target), str(act.target), True
-    elif gate.target is operator.getitem and getattr(up, "target", None) is operator.getitem:
+    elif gate.target is operator.getitem and up.target is operator.getitem:
         halves, first = gate.args
         if halves.target == "chunk" and halves is up.args[0] and {first, up.args[1]} == {0, 1} and len(body) == 7:
             source = halves.args[0]
@@ -203,10 +205,8 @@ def _gated(act: fx.Node, product: fx.Node, body: list[fx.Node], module: nn.Modul
                 yield "gated_fused", None, str(source.target), str(down.target), str(act.target), first == 0
 
 
-def _calls(node: object, module: nn.Module, predicate: object) -> bool:
-    return (
-        isinstance(node, fx.Node) and node.op == "call_module" and predicate(module.get_submodule(str(node.target)))  # type: ignore[operator]
-    )
+def _calls(node: Any, module: nn.Module, predicate: Callable[[nn.Module], bool]) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_module" and predicate(module.get_submodule(str(node.target)))
 
 
 def _summary(graph: fx.Graph) -> str:

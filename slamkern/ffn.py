@@ -125,7 +125,7 @@ class FusedGated(Fused):
             return down(ffn.combine(gate(x), up(x)))
         rows = x.reshape(-1, x.shape[-1])
         recording = ffn.recording_of(rows.shape[0])
-        ids, *observed = (recording.language_ids, recording.num_languages, recording.observe) if recording else (None,)
+        num_languages, observe = (recording.num_languages, recording.observe) if recording else (0, "gate")
         y, *moments = autograd.GatedFFN.apply(
             rows,
             gate.weight,
@@ -135,8 +135,8 @@ class FusedGated(Fused):
             up.bias,
             down.bias,
             *((None, None, None) if trained is None else (trained.up, trained.down, trained.neurons)),
-            ids,
-            autograd.FFNOptions(ffn.activation, ffn.backend, ffn.recompute, *observed),
+            recording.language_ids if recording else None,
+            autograd.FFNOptions(ffn.activation, ffn.backend, ffn.recompute, num_languages, observe),
         )
         if recording is not None:
             recording.moments.add_(Moments(*moments))
@@ -187,7 +187,7 @@ def train_neurons(module: Fused, trained: TrainedNeurons | None) -> None:
 def _write_back(module: nn.Module, *_: Any) -> None:
     ffn: FFN = module.slamkern_ffn  # type: ignore[assignment]
     if ffn.trained is not None:
-        ffn.trained.write_back(module.get_submodule(ffn.up).weight, module.get_submodule(ffn.down).weight)
+        ffn.trained.write_back(getattr(module, ffn.up).weight, getattr(module, ffn.down).weight)
 
 
 def unfuse(module: Fused) -> None:

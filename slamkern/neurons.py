@@ -5,7 +5,6 @@ from stay frozen and whole, so state_dict and saved models do not change. After 
 copied into their rows and columns at the next forward, or when the state_dict is read, whichever comes first.
 """
 
-import torch
 from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError

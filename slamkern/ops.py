@@ -1,54 +1,16 @@
-"""The registered ops (``torch.ops.slamkern``) and the choice of the backend that runs them.
+"""The registered ops (``torch.ops.slamkern``): schema, implementation, shape function and autograd formula of each.
 
-Every backend module (``kernels`` for Triton, ``native`` for the compiled library, ``reference`` for plain torch)
-has the same functions with the same signatures; this file alone decides which one runs and registers
-schema, implementation, shape function and autograd formula of each op.
+Nothing else in the package registers an op. An implementation only picks the backend (backends.py) and calls it;
+the public functions below check their arguments and return :class:`Moments`.
 """
-
-import functools
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from slamkern import kernels, native, reference
+from slamkern import native, reference
+from slamkern.backends import backend_for
 from slamkern.errors import SlamkernError
 from slamkern.moments import Moments
-
-BACKENDS: dict[str, ModuleType] = {"triton": kernels, "native": native, "reference": reference}
-_HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def backends(device_type: str = "cpu") -> dict[str, str | None]:
-    """For each backend, None where it can run on ``device_type``, else the reason why not."""
-    return {name: module.why_not(device_type) for name, module in BACKENDS.items()}
-
-
-def resolve(backend: str, device_type: str) -> str:
-    """The backend that ``backend`` means on a device: itself, or the first available one for ``"auto"``.
-
-    Raises SlamkernError where the named backend is unknown or cannot be had, with the reason.
-    """
-    if backend == "auto":
-        # Interpreted Triton runs on a CPU too, for tests that name it; by default nobody wants it.
-        usable = (name for name, reason in backends(device_type).items() if reason is None)
-        return next(name for name in usable if (name, device_type) != ("triton", "cpu"))
-    if backend not in BACKENDS:
-        raise SlamkernError(f"unknown backend {backend!r}; known: auto {' '.join(BACKENDS)}")
-    if reason := BACKENDS[backend].why_not(device_type):
-        raise SlamkernError(f"backend {backend!r} cannot run on {device_type}: {reason}; backend='auto' always works")
-    return backend
-
-
-@functools.cache
-def _module(backend: str, device_type: str, dtype: torch.dtype) -> ModuleType:
-    # Only plain torch computes in float64: there it is the oracle and what gradcheck runs through.
-    if backend == "auto" and dtype not in _HALF_AND_SINGLE:
-        return reference
-    name = resolve(backend, device_type)
-    if name != "reference" and dtype not in _HALF_AND_SINGLE:
-        raise SlamkernError(f"backend {name!r} computes float32, bfloat16 and float16, not {dtype}; use 'reference'")
-    return BACKENDS[name]
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -70,21 +32,21 @@ _library.define("sparse_weight_grad(Tensor grad, Tensor x, Tensor neurons, str b
 
 
 def _swiglu(gate: Tensor, up: Tensor | None, activation: str, backend: str) -> Tensor:
-    module = _module(backend, gate.device.type, gate.dtype)
+    module = backend_for(backend, gate.device.type, gate.dtype)
     return module.swiglu(_rows(gate), up if up is None else _rows(up), activation)
 
 
 def _swiglu_stats(
     gate: Tensor, up: Tensor | None, ids: Tensor, num_languages: int, activation: str, observe: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    module = _module(backend, gate.device.type, gate.dtype)
+    module = backend_for(backend, gate.device.type, gate.dtype)
     return module.swiglu_stats(_rows(gate), up if up is None else _rows(up), ids, num_languages, activation, observe)
 
 
 def _swiglu_moments(
     gate: Tensor, up: Tensor | None, ids: Tensor, num_languages: int, activation: str, observe: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    module = _module(backend, gate.device.type, gate.dtype)
+    module = backend_for(backend, gate.device.type, gate.dtype)
     return module.swiglu_moments(_rows(gate), up if up is None else _rows(up), ids, num_languages, activation, observe)
 
 
@@ -92,15 +54,16 @@ def _swiglu_backward(
     grad_hidden: Tensor, gate: Tensor, up: Tensor | None, activation: str, need_hidden: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     # An op cannot return None: what was not asked for, or does not exist, comes back empty.
-    module = _module(backend, gate.device.type, gate.dtype)
-    grads = module.swiglu_backward(
+    module = backend_for(backend, gate.device.type, gate.dtype)
+    grad_gate, grad_up, hidden = module.swiglu_backward(
         _rows(grad_hidden), _rows(gate), up if up is None else _rows(up), activation, need_hidden
     )
-    return tuple(gate.new_empty(0) if grad is None else grad for grad in grads)
+    absent = gate.new_empty(0)
+    return grad_gate, absent if grad_up is None else grad_up, absent.clone() if hidden is None else hidden
 
 
 def _sparse_weight_grad(grad: Tensor, x: Tensor, neurons: Tensor, backend: str) -> Tensor:
-    module = _module(backend, grad.device.type, grad.dtype)
+    module = backend_for(backend, grad.device.type, grad.dtype)
     # csrc has no matrix products: BLAS does those.
     module = reference if module is native else module
     return module.sparse_weight_grad(_rows(grad), _rows(x), neurons)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from slamkern import ops
+from slamkern.backends import resolve
 from slamkern.discovery import Finding, find_ffns
 from slamkern.errors import SlamkernError
 from slamkern.ffn import FFN, Fused, fuse, unfuse
@@ -52,7 +52,7 @@ def patch_model(model: Model, *, strict: bool = True, backend: str = "auto", rec
     _check_layers(model, usable)
     for finding in usable:
         device = next(finding.module.parameters(), next(model.parameters())).device
-        ops.resolve(backend, device.type)
+        resolve(backend, device.type)
     for finding in refused:
         _log.warning("%s is left alone: %s", finding.path, finding.reason)
     for finding in usable:

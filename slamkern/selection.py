@@ -169,7 +169,7 @@ def _choose(scores: Tensor, allowed: Sequence[int], k: int, rule: str, seed: int
             raise SlamkernError(f"rule {rule!r} takes no argument; k says how many")
         if not 1 <= k <= len(allowed):
             raise SlamkernError(
-                f"k is {k}; the region has {len(allowed)} of the {len(scores)} layers: choose k from 1 to {len(allowed)}"
+                f"k is {k}; the region has {len(allowed)} of {len(scores)} layers: choose k from 1 to {len(allowed)}"
             )
         if name == "random":
             return tuple(sorted(random.Random(seed).sample(list(allowed), k)))

@@ -6,7 +6,7 @@ put into groups, ``group_*`` tensors hold the same per group (mean in float32): 
 what tells how stable a selection is. Two files of one model merge exactly (Chan's parallel formula in float64).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,5 +143,5 @@ def _spread(stats: ActivationStats, languages: tuple[str, ...]) -> ActivationSta
     groups = stats.groups
     if groups is not None:
         groups = QuestionGroups(*(spread(getattr(groups, name), 1) for name in ("count", "mean", "active")))
-    moments = (spread(getattr(stats, name), 0) for name in ("count", "mean", "m2", "active"))
-    return ActivationStats(languages, stats.model, stats.signature, stats.observe, *moments, groups)
+    count, mean, m2, active = (spread(getattr(stats, name), 0) for name in ("count", "mean", "m2", "active"))
+    return replace(stats, languages=languages, count=count, mean=mean, m2=m2, active=active, groups=groups)

@@ -6,6 +6,7 @@ themselves stay frozen then, and the rows and columns are the parameters.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ def apply_selection(
     """Let the weights of ``projections`` in the selected layers be trained, these and no others; return them.
 
     Works on patched and unpatched models, also on the meta device; a selection of single neurons needs a patched one.
-    Biases stay frozen, as in SLAM. Raises SlamkernError, before anything is changed, for layers the model does not have, a selection made for another
-    model, or a projection that cannot be trained by itself.
+    Biases stay frozen, as in SLAM. Raises SlamkernError, before anything is changed, for layers the model does not
+    have, a selection made for another model, or a projection that cannot be trained by itself.
     """
     ffns = {finding.ffn.layer: finding.ffn for finding in find_ffns(model) if finding.ffn is not None}
     if not ffns:
@@ -57,10 +58,10 @@ def apply_selection(
         if layer not in ffns:
             raise SlamkernError(f"layer {layer} has no FFN that slamkern knows; explain(model) says why")
         for projection, linear in _linears(ffns[layer], projections).items():
-            parameter = model.get_submodule(f"{ffns[layer].path}.{linear}").weight
+            parameter: Any = model.get_submodule(f"{ffns[layer].path}.{linear}").weight
             if not parameter.is_floating_point():
                 raise SlamkernError(f"{names[id(parameter)]} is {parameter.dtype}; quantised weights cannot be trained")
-            chosen.append(Trainable(names[id(parameter)], parameter, layer, projection))  # type: ignore[arg-type]
+            chosen.append(Trainable(names[id(parameter)], parameter, layer, projection))
     neurons = selection.neurons if isinstance(selection, LayerSelection) else None
     blocks = _blocks(model, layers, projections, neurons) if neurons is not None else {}
     model.requires_grad_(False)
@@ -89,9 +90,7 @@ def _blocks(
     }
     for layer in layers:
         if layer not in blocks:
-            raise SlamkernError(
-                f"single neurons of layer {layer} can be trained in a fused gated FFN; patch_model first"
-            )
+            raise SlamkernError(f"single neurons of layer {layer} need a fused gated FFN; patch_model first")
         width, chosen = blocks[layer].slamkern_ffn.neurons, neurons.get(layer, ())
         if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= n < width for n in chosen):
             raise SlamkernError(f"the selected neurons of layer {layer} must be distinct and from 0 to {width - 1}")
@@ -139,13 +138,13 @@ def trainable_tensors(model: nn.Module) -> list[Trainable]:
             linear = getattr(ffn, projection)
             if linear is None:
                 continue
-            weight = model.get_submodule(f"{ffn.path}.{linear}").weight
-            name = names[id(weight)]  # type: ignore[index, arg-type]
+            weight: Any = model.get_submodule(f"{ffn.path}.{linear}").weight
+            name = names[id(weight)]
             rows = getattr(ffn.trained, projection, None)
             if ffn.trained is not None and rows is not None:
                 found.append(Trainable(f"{name}@neurons", rows, ffn.layer, projection, ffn.trained.neurons))
             elif weight.requires_grad:
-                found.append(Trainable(name, weight, ffn.layer, projection))  # type: ignore[arg-type]
+                found.append(Trainable(name, weight, ffn.layer, projection))
     return found
 
 

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "slamkern"
 LAYERS = (
     {"errors", "version", "files", "languages", "moments", "reference", "tensorfile"},
     {"kernels", "native"},
+    {"backends"},
     {"ops"},
     {"autograd", "neurons", "stats"},
     {"ffn", "scores"},

@@ -1,4 +1,4 @@
-"""Training single neurons: their gradients equal those rows and columns of the whole, and all else stays bit-identical."""
+"""Training single neurons: gradients of those rows and columns, and everything else stays bit-identical."""
 
 import copy
 

@@ -5,8 +5,9 @@ import torch
 
 import slamkern
 from slamkern import ops, reference
+from slamkern.backends import backends
 
-BACKENDS = [name for name, reason in ops.backends("cpu").items() if reason is None]
+BACKENDS = [name for name, reason in backends("cpu").items() if reason is None]
 
 
 def sample(tokens=7, neurons=11, dtype=torch.float32, seed=0):

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import slamkern
+from slamkern.backends import backends
 from slamkern.ffn import Fused
 
 
@@ -197,7 +198,7 @@ def test_weights_that_cannot_be_computed_with_are_refused(llama):
 
 def test_an_unavailable_or_unknown_backend_is_refused_before_anything_changes(llama):
     for backend, message in (("cutlass", "unknown backend 'cutlass'; known: auto"), ("triton", "cannot run on cpu")):
-        if backend == "triton" and slamkern.ops.backends("cpu")["triton"] is None:
+        if backend == "triton" and backends("cpu")["triton"] is None:
             continue  # interpreted kernels do run on the CPU
         with pytest.raises(slamkern.SlamkernError, match=message):
             slamkern.patch_model(llama, backend=backend)

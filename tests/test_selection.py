@@ -143,7 +143,7 @@ def test_presets_are_the_authors_layers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 9}, "k is 9; the region has 3 of the 6 layers: choose k from 1 to 3"),
+        ({"k": 9}, "k is 9; the region has 3 of 6 layers: choose k from 1 to 3"),
         ({"k": 0}, "k is 0"),
         ({"rule": "list:2,6,-1"}, "layers out of range: -1, 6; the model has layers 0 to 5"),
         ({"rule": "list:a"}, "layers 'a' are not numbers"),

@@ -1,0 +1,49 @@
+"""Which backend runs an op: Triton kernels, the compiled library, or plain torch.
+
+Every backend module has the same functions with the same signatures as reference.py.
+"""
+
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
+
+import torch
+
+from slamkern import kernels, native, reference
+from slamkern.errors import SlamkernError
+
+BACKENDS: Mapping[str, ModuleType] = MappingProxyType({"triton": kernels, "native": native, "reference": reference})
+_HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def backends(device_type: str = "cpu") -> dict[str, str | None]:
+    """For each backend, None where it can run on ``device_type``, else the reason why not."""
+    return {name: module.why_not(device_type) for name, module in BACKENDS.items()}
+
+
+def resolve(backend: str, device_type: str) -> str:
+    """The backend that ``backend`` means on a device: itself, or the first available one for ``"auto"``.
+
+    Raises SlamkernError where the named backend is unknown or cannot be had, with the reason.
+    """
+    if backend == "auto":
+        # Interpreted Triton runs on a CPU too, for tests that name it; by default nobody wants it.
+        usable = (name for name, reason in backends(device_type).items() if reason is None)
+        return next(name for name in usable if (name, device_type) != ("triton", "cpu"))
+    if backend not in BACKENDS:
+        raise SlamkernError(f"unknown backend {backend!r}; known: auto {' '.join(BACKENDS)}")
+    if reason := BACKENDS[backend].why_not(device_type):
+        raise SlamkernError(f"backend {backend!r} cannot run on {device_type}: {reason}; backend='auto' always works")
+    return backend
+
+
+@functools.cache
+def backend_for(backend: str, device_type: str, dtype: torch.dtype) -> ModuleType:
+    """The module that runs an op called with ``backend`` on tensors of this device and dtype."""
+    # Only plain torch computes in float64: there it is the oracle and what gradcheck runs through.
+    if backend == "auto" and dtype not in _HALF_AND_SINGLE:
+        return reference
+    name = resolve(backend, device_type)
+    if name != "reference" and dtype not in _HALF_AND_SINGLE:
+        raise SlamkernError(f"backend {name!r} computes float32, bfloat16 and float16, not {dtype}; use 'reference'")
+    return BACKENDS[name]
