@@ -30,6 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from slamkern import ops  # noqa: F401 - registers torch.ops.slamkern
+
 
 @dataclass(frozen=True)
 class FFNOptions:

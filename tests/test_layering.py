@@ -80,6 +80,17 @@ def test_import_is_light():
     assert out.stdout.strip() == "[]"
 
 
+def test_a_fresh_import_is_enough_to_run_a_patched_model():
+    code = """
+import slamkern, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+model = slamkern.patch_model(LlamaForCausalLM(LlamaConfig(bos_token_id=1, eos_token_id=2, **sizes)))
+model(input_ids=torch.ones(1, 2, dtype=torch.int64))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
 def test_public_names_exist():
     import slamkern
 
