@@ -1,0 +1,147 @@
+"""Who computes an op: torch as one writes it, torch.compile, Liger-Kernel, and slamkern's backends.
+
+Every builder takes a provider's name and returns a function of tensors, or raises :class:`Absent` with the reason why this
+provider cannot compute that here; the tables show the reason instead of a time. ``gate``, ``up``: (tokens, neurons);
+``x``: (tokens, hidden); ``w_gate``, ``w_up``: (neurons, hidden); ``w_down``: (hidden, neurons).
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slamkern import autograd, kernels, ops
+from slamkern.backends import backends
+
+TORCH, COMPILE, LIGER = "torch", "torch.compile", "liger"
+BACKENDS = ("reference", "native", "triton")
+PROVIDERS = (TORCH, COMPILE, LIGER, *(f"slamkern {backend}" for backend in BACKENDS))
+
+
+class Absent(Exception):
+    """Why a provider has no number here."""
+
+
+def _backend(provider: str, device: torch.device) -> str:
+    """The slamkern backend that a provider names."""
+    backend = provider.removeprefix("slamkern ")
+    reason = backends(device.type)[backend]
+    if backend == "triton" and device.type == "cpu":
+        reason = "the interpreter is for tests, its times mean nothing"
+    if reason is not None:
+        raise Absent(reason)
+    return backend
+
+
+def _liger(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    if device.type != "cuda":
+        raise Absent("Liger-Kernel needs a CUDA device")
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise Absent("liger-kernel is not installed (extra bench)")
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+    return LigerSiLUMulFunction.apply
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    # CUDA: code for each shape, as in a training loop of fixed batches. On a CPU one compilation, a minute of a C++
+    # compiler, has to serve all shapes; its loops are the same.
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(function, dynamic=device_type == "cpu")
+
+
+def _silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+def _hand_written_statistics(gate: Tensor, up: Tensor, ids: Tensor, languages: int) -> tuple[Tensor, ...]:
+    """What one writes in a hook: sums, sums of squares and counts per language of ``silu(gate)``, by ``index_add``."""
+    activated = F.silu(gate)
+    wide = activated.float()
+    zeros = wide.new_zeros(languages, wide.shape[1])
+    sums = (zeros.index_add(0, ids, value) for value in (wide, wide * wide, (wide > 0).float()))
+    return activated * up, *sums
+
+
+def swiglu(provider: str, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """``hidden = silu(gate) * up``, differentiable."""
+    if provider == TORCH:
+        return _silu_mul
+    if provider == COMPILE:
+        return _compiled(_silu_mul, device.type)
+    if provider == LIGER:
+        return _liger(device)
+    return functools.partial(ops.swiglu, backend=_backend(provider, device))
+
+
+def swiglu_stats(provider: str, device: torch.device, languages: int) -> Callable[[Tensor, Tensor, Tensor], Any]:
+    """``hidden`` and statistics per language of ``silu(gate)``; takes ``language_ids`` (tokens,) int32 as third."""
+    if provider == TORCH:
+        return functools.partial(_hand_written_statistics, languages=languages)
+    if provider == COMPILE:
+        return functools.partial(_compiled(_hand_written_statistics, device.type), languages=languages)
+    if provider == LIGER:
+        raise Absent("Liger-Kernel has no statistics")
+    return functools.partial(ops.swiglu_stats, num_languages=languages, backend=_backend(provider, device))
+
+
+def gated_linear(provider: str, device: torch.device, languages: int = 0) -> Callable[..., Any]:
+    """``silu(x @ w_gate.T) * (x @ w_up.T)`` of (x, w_gate, w_up[, language_ids]), with statistics where asked for.
+
+    ``slamkern triton`` is the dual GEMM; the other backends are torch's GEMMs and the fused op.
+    """
+    if provider == "slamkern triton":
+        _backend(provider, device)
+        return functools.partial(_dual_gemm, languages=languages)
+    if languages:
+        combine: Callable[..., Any] = swiglu_stats(provider, device, languages)
+    elif provider == COMPILE:
+        return _compiled(_gated_linear, device.type)
+    else:
+        combine = swiglu(provider, device)
+    return lambda x, w_gate, w_up, *ids: combine(F.linear(x, w_gate), F.linear(x, w_up), *ids)
+
+
+def _gated_linear(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
+    return _silu_mul(F.linear(x, w_gate), F.linear(x, w_up))
+
+
+def _dual_gemm(x: Tensor, w_gate: Tensor, w_up: Tensor, *ids: Tensor, languages: int) -> Any:
+    return kernels.gated_linear(x, w_gate, w_up, *ids, *([languages] if languages else []))
+
+
+def sparse_weight_grad(provider: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """``(grad.T @ x)[neurons]`` of grad (tokens, neurons), x (tokens, hidden), neurons (selected,) int64.
+
+    ``torch`` computes the gradient of the whole weight and takes the rows, as masking a gradient does.
+    """
+    if provider == TORCH:
+        return lambda grad, x, neurons: (grad.T @ x)[neurons]
+    if provider in (COMPILE, LIGER):
+        raise Absent("no counterpart")
+    backend = _backend(provider, device)
+    return lambda grad, x, neurons: torch.ops.slamkern.sparse_weight_grad(grad, x, neurons, backend)
+
+
+def frozen_ffn(provider: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """A whole FFN with frozen weights, of (x, w_gate, w_up, w_down); its backward computes the gradient of x alone."""
+    if provider.startswith("slamkern "):
+        return functools.partial(_fused_ffn, options=autograd.FFNOptions("silu", _backend(provider, device)))
+    if provider == COMPILE:
+        return _compiled(_ffn, device.type)
+    combine = swiglu(provider, device)
+    return lambda x, w_gate, w_up, w_down: F.linear(combine(F.linear(x, w_gate), F.linear(x, w_up)), w_down)
+
+
+def _ffn(x: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor) -> Tensor:
+    return F.linear(_gated_linear(x, w_gate, w_up), w_down)
+
+
+def _fused_ffn(x: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor, options: autograd.FFNOptions) -> Tensor:
+    absent = (None,) * 7  # three biases, trained rows and columns, their neurons, language ids
+    return autograd.GatedFFN.apply(x, w_gate, w_up, w_down, *absent, options)[0]
