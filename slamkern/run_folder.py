@@ -89,14 +89,18 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Log one step; on disk before a checkpoint of it can be."""
+        """Log one step."""
         self.rows.append(row)
         if self.path is None:
             return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row, allow_nan=False) + "\n")
-            lines.flush()
-            os.fsync(lines.fileno())
+
+    def sync(self) -> None:
+        """Put the log on disk: it must not be behind a checkpoint. Not in every step, where it costs milliseconds."""
+        if self.path is not None and self.rows:
+            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
+                os.fsync(lines.fileno())
 
     def note_held_out(self, when: str, loss: float) -> None:
         """Keep the held-out loss ``before`` or ``after`` training."""

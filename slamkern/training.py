@@ -166,6 +166,7 @@ def train(
                         board.add_scalar(name, row[name], done + 1)
             due = config.save_every and (done + 1) % config.save_every == 0
             if out is not None and (due or stop.requested):
+                run.sync()
                 save_checkpoint(model, optimizer, out, step=done + 1, fingerprint=run.fingerprint, selection=selection)
             if stop.requested:
                 where = (
@@ -175,6 +176,7 @@ def train(
         if unseen:
             run.note_held_out("after", mean_loss(model, head, unseen, config, pad_id))
         if out is not None:
+            run.sync()
             save_delta(model, out, selection)
     return TrainResult.of(model, run.rows, run.held_out, out)
 
@@ -186,9 +188,14 @@ def _check(model: "PreTrainedModel", selection: LayerSelection | None, out: Path
         raise SlamkernError("resume=True needs out, the folder of the run to go on with")
     if resume and out is not None and (out / "run.json").exists():
         restore_freeze(model, read_identity(out)["trained"], out)
+    trainable = trainable_tensors(model)
+    if any(entry.neurons is not None for entry in trainable):
+        raise SlamkernError(
+            "single neurons are selected, but train() trains whole layers; select without neuron_fraction"
+        )
     if not trained_parameters(model):
         raise SlamkernError("no parameter requires a gradient; call apply_selection(model, selection) before training")
-    layers = {entry.layer for entry in trainable_tensors(model)}
+    layers = {entry.layer for entry in trainable}
     if selection is not None and layers != set(selection.layers):
         raise SlamkernError(
             f"the selection names layers {sorted(selection.layers)}, but {sorted(layers)} are trainable;"

@@ -323,6 +323,13 @@ def test_bad_input_is_one_clear_line(fit, options, words):
     assert "\n" not in str(caught.value)
 
 
+def test_single_neurons_are_refused(fit):
+    model = patch_model(tiny_model())
+    apply_selection(model, LayerSelection(layers=(0,), neurons={0: (1, 5)}))
+    with pytest.raises(SlamkernError, match="single neurons"):
+        fit(model=model)
+
+
 @pytest.mark.parametrize("field", ["learning_rate", "epochs", "accumulation", "warmup_steps", "max_steps", "clip"])
 def test_recipe_refuses_values_that_cannot_work(field):
     with pytest.raises(SlamkernError, match=field):
