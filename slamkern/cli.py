@@ -133,8 +133,6 @@ def train(
 
     settings = _configure(config, overrides, model__name=model, data__path=data, data__languages=_listed(languages))
     chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
-    if chosen.neurons is not None:
-        raise SlamkernError(f"{selection} selects single neurons; whole layers are trained: select without neuron_fraction")
     pairs, held_out = pipeline.alignment_pairs(settings)
     loaded, tokenizer = _load(settings)
     apply_selection(patch_model(loaded), chosen, settings.select.projections)

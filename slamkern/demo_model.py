@@ -106,11 +106,13 @@ def _rows(problems: Sequence[Problem], tokenizer: Any, prompt: Prompt, size: Mod
 
     Texts of a language follow one another, each ended by EOS, and are cut at the end of a row.
     """
-    texts = {code: [p.questions[code] for p in problems[: size.foreign]] for code in CODES}
-    texts["en"] = [prompt.question(p.questions["en"], "en") + p.solutions["en"] for p in problems]
+    texts = {code: [(p.questions[code], "") for p in problems[: size.foreign]] for code in CODES if code != "en"}
+    texts["en"] = [(prompt.question(p.questions["en"], "en"), p.solutions["en"]) for p in problems]
     rows: list[list[int]] = []
-    for lines in texts.values():
-        stream = [token for ids in tokenizer(lines)["input_ids"] for token in (*ids, tokenizer.eos_token_id)]
+    for pairs in texts.values():
+        # Apart, as generation will: a prompt's last token must not depend on what follows.
+        halves = [tokenizer(list(side), add_special_tokens=False)["input_ids"] for side in zip(*pairs, strict=True)]
+        stream = [token for first, then in zip(*halves, strict=True) for token in (*first, *then, tokenizer.eos_token_id)]
         rows += [stream[start : start + size.row] for start in range(0, len(stream) - size.row, size.row)]
     random.Random(size.seed).shuffle(rows)
     return torch.tensor(rows)

@@ -12,7 +12,7 @@ INK, MUTED, BLUE, ORANGE = "#1f2933", "#7b8794", "#2f6db3", "#d9730d"
 STYLE = {
     "font.size": 9, "axes.edgecolor": "#cbd2d9", "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "figure.constrained_layout.use": True,
+    "axes.titlesize": 9, "axes.titlelocation": "left", "figure.constrained_layout.use": True,
 }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def layer_heatmap(
 
     with matplotlib.rc_context(STYLE):
         layers, columns = len(values), len(languages)
-        figure, axes = _figure(max(4.2, 0.62 * columns + 1.6), max(2.2, min(0.27 * layers + 0.9, 9.5)))
+        figure, axes = _figure(max(4.8, 0.62 * columns + 1.6), max(2.2, min(0.27 * layers + 0.9, 9.5)))
         image = axes.imshow(values, aspect="auto", origin="lower", cmap="Blues", interpolation="nearest")
         axes.set_xticks(range(columns), languages)
         axes.set_yticks(range(layers), [str(layer) for layer in range(layers)], fontsize=9 if layers <= 24 else 7)
@@ -51,7 +51,8 @@ def layer_heatmap(
         axes.spines[:].set_visible(False)
         for layer in selected:
             axes.get_yticklabels()[layer].set(color=ORANGE, fontweight="bold")
-        figure.colorbar(image, ax=axes, label=label, pad=0.02).outline.set_visible(False)
+        axes.set_title(label)
+        figure.colorbar(image, ax=axes, pad=0.02).outline.set_visible(False)
         if layers <= 16 and columns <= 12:
             top, low = max(map(max, values)), min(map(min, values))
             for row, line in enumerate(values):
@@ -71,8 +72,9 @@ def layer_bars(scores: Sequence[float], selected: Sequence[int], score_name: str
         figure, axes = _figure(max(4.8, min(0.3 * layers + 1.5, 11)), 2.6)
         axes.bar(range(layers), scores, width=0.72, color=[ORANGE if i in selected else "#c3d4e8" for i in range(layers)])
         axes.set_xticks(range(layers), [str(i) for i in range(layers)], fontsize=9 if layers <= 24 else 7)
-        axes.set_xlabel("layer (orange: selected" + ("; number: share of bootstrap draws that choose it)" if stability else ")"))
+        axes.set_xlabel("layer")
         axes.set_ylabel(score_name)
+        axes.set_title("orange: selected" + ("; above: share of bootstrap draws that choose it" if stability else ""))
         axes.tick_params(axis="x", length=0)
         axes.margins(x=0.01, y=0.15)
         for layer, chance in enumerate(stability or ()):
@@ -94,7 +96,8 @@ def loss_curve(losses: Sequence[float], smoothing: int = 0) -> bytes:
         axes.plot(steps, losses, color="#b8cbe2", linewidth=1, marker="o" if len(losses) < 3 else None)
         axes.plot(steps, mean, color=BLUE, linewidth=1.8)
         axes.set(xlabel="step", ylabel="loss per supervised token")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * max(losses))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y", color="#e4e7eb", linewidth=0.7)
         axes.set_axisbelow(True)
         return _png(figure)
@@ -115,6 +118,6 @@ def before_after(before: Mapping[str, float], after: Mapping[str, float], label:
         axes.set_xticks(range(len(languages)), languages)
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel(label)
-        axes.margins(y=0.12)
+        axes.set_ylim(0, 1.12 * max(*before.values(), *after.values(), 1e-9))
         axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, borderaxespad=0)
         return _png(figure)

@@ -149,8 +149,6 @@ def check(config: RunConfig) -> None:
     """Refuse what cannot work before a model is loaded."""
     if not config.data.path:
         raise SlamkernError("no data given: use --data or data.path (a folder, a .jsonl file, corpus: or hf:owner/name)")
-    if config.select.neuron_fraction is not None:
-        raise SlamkernError("a run trains whole layers: leave out select.neuron_fraction (`slamkern select` takes it)")
 
 
 def alignment_pairs(config: RunConfig) -> tuple[list[Pair], list[Pair]]:

@@ -72,6 +72,10 @@ def _cells(values: Sequence[Any], **marks: str) -> list[dict[str, str]]:
     return [{"text": str(value), "mark": marks.get(f"c{index}", "")} for index, value in enumerate(values)]
 
 
+def _mark(gain: float) -> str:
+    return "better" if gain > 0 else "worse" if gain < 0 else ""
+
+
 def _subtitle(metrics: Mapping[str, Any]) -> str:
     if not metrics:
         return "Selective language alignment, partial run."
@@ -105,10 +109,10 @@ def _translation_section(folder: Path, metrics: Mapping[str, Any]) -> dict[str, 
     for code in before:
         old, new = before[code], after[code]
         cells = [code, f"{old['loss']:.3f}", f"{new['loss']:.3f}"]
-        marks = {"c2": "better" if new["loss"] < old["loss"] else "worse"}
+        marks = {"c2": _mark(old["loss"] - new["loss"])}
         if "chrf" in old:
             cells += [f"{old['chrf']:.1f}", f"{new['chrf']:.1f}"]
-            marks["c4"] = "better" if new["chrf"] > old["chrf"] else "worse"
+            marks["c4"] = _mark(new["chrf"] - old["chrf"])
         rows.append({"cells": _cells(cells, **marks)})
     head = ["language", "loss before", "loss after"]
     head += ["chrF before", "chrF after"] if any("chrf" in row for row in before.values()) else []
