@@ -98,6 +98,9 @@ def load_model(spec: str, dtype: str = "auto", device: str = "auto") -> tuple[An
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ... for one bad folder
         hint = "" if Path(source).exists() else " (there is no local folder of that name either)"
         raise SlamkernError(f"cannot load model {spec!r}: {_first_line(error)}{hint}") from error
+    if extra and isinstance(model.config.eos_token_id, int):
+        # transformers reads the weights' EOS id from a GGUF file, but gives the tokenizer another (SmolLM2: its BOS).
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
     return model.to(where).eval(), tokenizer
 
 
