@@ -28,6 +28,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# How to go on after Ctrl-C; the other commands start again.
+RESUME = {
+    "train": "; the same command with --resume goes on",
+    **dict.fromkeys(("run", "demo", "evaluate"), "; the same command goes on from here"),
+}
+
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the sections of a run.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override: section.key=value. Repeatable.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
@@ -269,21 +275,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = app(arguments, prog_name="slamkern", standalone_mode=False)
-        return status if isinstance(status, int) else 0
     except (SlamkernError, OSError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        pass
+        status = 130
     except Exception as error:  # typer's own, whose module differs between its versions
-        if type(error).__name__ != "Abort":
-            if not hasattr(error, "format_message"):
-                raise
+        if type(error).__name__ == "Abort":
+            status = 130
+        elif not hasattr(error, "format_message"):
+            raise
+        else:  # without a message, the help was printed instead
             return _fail(error.format_message()) if error.format_message() else 2
-    command = next((argument for argument in arguments if not argument.startswith("-")), "")
-    hint = "add --resume to the same command to go on" if command == "train" else "the same command goes on from here"
-    resumable = command in ("run", "demo", "train", "evaluate")
-    print(f"interrupted{f'; {hint}' if resumable else ''}", file=sys.stderr)
-    return 130
+    if status == 130:
+        command = next((argument for argument in arguments if not argument.startswith("-")), "")
+        print(f"interrupted{RESUME.get(command, '')}", file=sys.stderr)
+    return status if isinstance(status, int) else 0
 
 
 def _fail(message: str) -> int:

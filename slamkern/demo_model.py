@@ -19,14 +19,17 @@ from slamkern.prompts import Prompt, get_prompt
 
 CODES = tuple(LANGUAGES)
 EOS = "<|end|>"
+# Copying is what a model this small learns last from solutions, and first from being asked to.
+REPEAT = "Repeat the following sentences in English. "
 
 
 @dataclass(frozen=True)
 class ModelSize:
     """Shape of the model and length of its training.
 
-    ``problems`` are told in English with their solution; ``foreign`` of them also appear as a bare question in every
-    other language. One pass over that text per ``epochs``.
+    ``problems`` are told in English with their solution; of them, ``repeated`` are also given to be repeated in English,
+    and ``foreign`` also appear as a bare question in every other language. One pass over that text, in rows of ``row``
+    tokens.
     """
 
     vocabulary: int = 2048
@@ -34,12 +37,13 @@ class ModelSize:
     layers: int = 6
     heads: int = 4
     intermediate: int = 384
-    problems: int = 5000
-    foreign: int = 400
+    problems: int = 2600
+    repeated: int = 1300
+    foreign: int = 150
     row: int = 256
-    rows_per_batch: int = 4
+    rows_per_batch: int = 2
     initializer: float = 0.05
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     seed: int = 0
 
 
@@ -107,7 +111,10 @@ def _rows(problems: Sequence[Problem], tokenizer: Any, prompt: Prompt, size: Mod
     Texts of a language follow one another, each ended by EOS, and are cut at the end of a row.
     """
     texts = {code: [(p.questions[code], "") for p in problems[: size.foreign]] for code in CODES if code != "en"}
-    texts["en"] = [(prompt.question(p.questions["en"], "en"), p.solutions["en"]) for p in problems]
+    asked = [(prompt.question(p.questions["en"], "en"), p.solutions["en"]) for p in problems]
+    said = [(prompt.question(REPEAT + p.questions["en"], "en"), p.questions["en"]) for p in problems[: size.repeated]]
+    texts["en"] = asked + said
+    random.Random(size.seed).shuffle(texts["en"])
     rows: list[list[int]] = []
     for pairs in texts.values():
         # Apart, as generation will: a prompt's last token must not depend on what follows.

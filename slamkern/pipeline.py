@@ -97,7 +97,6 @@ def run(config: RunConfig, out: str | Path, *, progress: bool = True) -> dict[st
     from slamkern.trainable import apply_selection
     from slamkern.training import train
 
-    check(config)
     aligned, held_out = alignment_pairs(config)
     claimed = Run.claim(config, out)
     out = claimed.out
@@ -137,7 +136,7 @@ def run(config: RunConfig, out: str | Path, *, progress: bool = True) -> dict[st
         **{name: value for name, value in asdict(result).items() if name not in ("out", "held_out_loss")},
         "before": _metrics(before),
         "after": _metrics(after),
-        "seconds": claimed.seconds,
+        "seconds": dict(claimed.seconds),
         "config": config.model_dump(mode="json"),
     }
     write_json(out / "metrics.json", metrics)
@@ -145,15 +144,11 @@ def run(config: RunConfig, out: str | Path, *, progress: bool = True) -> dict[st
     return metrics
 
 
-def check(config: RunConfig) -> None:
-    """Refuse what cannot work before a model is loaded."""
-    if not config.data.path:
-        raise SlamkernError("no data given: use --data or data.path (a folder, a .jsonl file, corpus: or hf:owner/name)")
-
-
 def alignment_pairs(config: RunConfig) -> tuple[list[Pair], list[Pair]]:
     """(pairs to train on, held-out pairs) of the data section."""
     data = config.data
+    if not data.path:
+        raise SlamkernError("no data given: use --data or data.path (a folder, a .jsonl file, corpus: or hf:owner/name)")
     pairs = load_pairs(data.path, data.languages, content=data.content, limit=data.limit)
     return split_pairs(pairs, data.held_out, data.seed)
 
