@@ -1,7 +1,8 @@
 """What a training run writes: the trained tensors alone (a delta), and everything needed to go on exactly.
 
 A delta is ``delta.safetensors`` (state_dict name -> tensor, in the dtype of the model; metadata: slamkern version,
-model signature, base model) beside the ``selection.json`` it was trained with. Frozen weights are not in it.
+model signature, base model) beside the ``selection.json`` it was trained with. Frozen weights are not in it. Where
+single neurons were trained, ``<name>@neurons`` has their rows (or columns) and ``<name>@neurons.rows`` which they are.
 
 A checkpoint is a folder ``checkpoint-<step>`` with a delta and ``training-state.safetensors``: AdamW's moments, float32
 masters, random states; metadata: step and run fingerprint. It is written under another name and renamed when complete,
@@ -13,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from slamkern.optim import MasterAdamW
 from slamkern.selection import LayerSelection
 from slamkern.stats import model_signature
 from slamkern.tensorfile import load_tensors, save_tensors
+from slamkern.trainable import trainable_tensors, trained_parameters
 from slamkern.version import __version__
 
 DELTA = "delta.safetensors"
@@ -31,11 +33,7 @@ SELECTION = "selection.json"
 FORMAT = "slamkern-delta"
 STATE = "training-state"
 KEPT = 2
-
-
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter of everything that requires a gradient, in the order of the model."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+AXES = {"up": "rows", "down": "columns"}
 
 
 def save_delta(model: nn.Module, folder: str | Path, selection: LayerSelection | None = None) -> Path:
@@ -55,7 +53,11 @@ def save_delta(model: nn.Module, folder: str | Path, selection: LayerSelection |
         "signature": model_signature(model.config),
         "base_model": str(getattr(model.config, "_name_or_path", "")),
     }
-    save_tensors(folder / DELTA, tensors, metadata)
+    # Up and down name the same neurons; a safetensors file holds no shared storage.
+    which = {
+        f"{t.name}.{AXES[t.projection]}": t.neurons.clone() for t in trainable_tensors(model) if t.neurons is not None
+    }
+    save_tensors(folder / DELTA, tensors | which, metadata)
     return folder / DELTA
 
 
@@ -74,19 +76,49 @@ def load_delta(model: nn.Module, folder: str | Path) -> list[str]:
     if metadata.get("signature") != signature:
         trained_on = f"{metadata.get('base_model') or 'a model'} ({metadata.get('signature')})"
         raise SlamkernError(f"{path} was trained on {trained_on}, this model is {signature}; load that base model")
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, tensor in tensors.items():
-        if name not in parameters:
-            raise SlamkernError(f"{path}: the model has no tensor {name}; load the base model of the delta")
-        here = parameters[name]
+    names = [name for name in tensors if not name.endswith(tuple(f"@neurons.{axis}" for axis in AXES.values()))]
+    places = {name: _place(model, name, tensors, path) for name in names}
+    for name, here in places.items():
+        tensor = tensors[name]
         if here.shape != tensor.shape:
             raise SlamkernError(f"{path}: {name} is {tuple(tensor.shape)}, the model's is {tuple(here.shape)}")
         if here.dtype != tensor.dtype:
             wanted = str(tensor.dtype).removeprefix("torch.")
             raise SlamkernError(f"{path}: {name} is {wanted}, the model's is {here.dtype}; load the model as {wanted}")
-    for name, tensor in tensors.items():
-        parameters[name].copy_(tensor)
-    return list(tensors)
+    for name, here in places.items():
+        here.copy_(tensors[name])
+    return list(places)
+
+
+class _Part:
+    """Some rows or columns of a weight, as a place to copy to."""
+
+    def __init__(self, weight: Tensor, index: Tensor, axis: int) -> None:
+        self.weight, self.index, self.axis, self.dtype = weight, index.to(weight.device), axis, weight.dtype
+        self.shape = torch.Size(len(index) if dim == axis else size for dim, size in enumerate(weight.shape))
+
+    def copy_(self, values: Tensor) -> None:
+        self.weight.index_copy_(self.axis, self.index, values.to(self.weight.device))
+
+
+def _place(model: nn.Module, name: str, tensors: Mapping[str, Tensor], path: Path) -> Tensor | _Part:
+    """Where the model keeps a tensor of a delta: a parameter, or the part of one that single neurons have."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    whole, at, _ = name.partition("@neurons")
+    if whole not in parameters:
+        raise SlamkernError(f"{path}: the model has no tensor {whole}; load the base model of the delta")
+    if not at:
+        return parameters[name]
+    axis = 0 if f"{name}.{AXES['up']}" in tensors else 1
+    index = tensors.get(f"{name}.{list(AXES.values())[axis]}", torch.tensor([-1]))
+    if index.min() < 0 or index.max() >= parameters[whole].shape[axis]:
+        raise SlamkernError(f"{path}: the neurons of {whole} are not named or out of range; save the delta again")
+    selected = {t.name: t for t in trainable_tensors(model) if t.neurons is not None}.get(name)
+    if selected is None:
+        return _Part(parameters[whole], index, axis)
+    if not torch.equal(selected.neurons.cpu(), index):  # type: ignore[union-attr]
+        raise SlamkernError(f"{path} has other neurons of {whole} than are selected; apply its own selection")
+    return selected.parameter
 
 
 def save_checkpoint(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from slamkern.errors import SlamkernError
+from slamkern.trainable import trained_parameters
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class TrainResult:
             tokens=tokens,
             tokens_per_second=tokens / seconds,
             peak_memory_bytes=max(row["peak_memory_bytes"] for row in rows),
-            trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            trained_parameters=sum(p.numel() for p in trained_parameters(model).values()),
             total_parameters=sum(p.numel() for p in model.parameters()),
             padding_share=1 - tokens / positions,
             out=out,

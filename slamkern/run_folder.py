@@ -21,11 +21,12 @@ from typing import Any
 
 from torch import nn
 
-from slamkern.checkpoint import DELTA, list_checkpoints, trained_parameters
+from slamkern.checkpoint import DELTA, list_checkpoints
 from slamkern.errors import SlamkernError
 from slamkern.files import write_json, write_text
 from slamkern.packing import Example
 from slamkern.stats import model_signature
+from slamkern.trainable import trained_parameters
 from slamkern.version import __version__
 
 log = logging.getLogger(__name__)
@@ -183,10 +184,13 @@ def restore_freeze(model: nn.Module, trained: Sequence[str], out: Path) -> None:
     """
     parameters = dict(model.named_parameters())
     now, saved = set(trained_parameters(model)), set(trained)
-    if not saved <= set(parameters):
-        raise SlamkernError(f"the run in {out} trains {min(saved - set(parameters))}, which this model does not have")
     if now == saved:
         return
+    if not saved <= set(parameters):
+        raise SlamkernError(
+            f"the run in {out} trains {min(saved - set(parameters))}, which this model does not have;"
+            " apply the selection of that run"
+        )
     if now != set(parameters):
         odd = min(now ^ saved)
         state = "trained" if odd in saved else "frozen"
@@ -217,8 +221,9 @@ def _data_hash(examples: Sequence[Example]) -> str:
 def _frozen_hash(model: nn.Module) -> str:
     """Of the first values of each frozen tensor: tells base models apart without reading gigabytes."""
     digest = hashlib.sha256()
+    trained = {name.removesuffix("@neurons") for name in trained_parameters(model)}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if name not in trained:
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             digest.update(repr(parameter.detach().flatten()[:64].tolist()).encode())
     return digest.hexdigest()[:16]

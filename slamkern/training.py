@@ -29,7 +29,6 @@ from slamkern.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
     save_delta,
-    trained_parameters,
 )
 from slamkern.data import Pair
 from slamkern.errors import SlamkernError
@@ -41,7 +40,7 @@ from slamkern.recipe import TrainConfig, TrainResult
 from slamkern.run_folder import RunFolder, open_run, read_identity, restore_freeze, run_identity
 from slamkern.selection import LayerSelection
 from slamkern.steps import mean_loss, padded_positions, plan_steps, sum_loss, supervised_tokens, tokenize
-from slamkern.trainable import trainable_tensors
+from slamkern.trainable import trainable_tensors, trained_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -189,10 +188,6 @@ def _check(model: "PreTrainedModel", selection: LayerSelection | None, out: Path
     if resume and out is not None and (out / "run.json").exists():
         restore_freeze(model, read_identity(out)["trained"], out)
     trainable = trainable_tensors(model)
-    if any(entry.neurons is not None for entry in trainable):
-        raise SlamkernError(
-            "single neurons are selected, but train() trains whole layers; select without neuron_fraction"
-        )
     if not trained_parameters(model):
         raise SlamkernError("no parameter requires a gradient; call apply_selection(model, selection) before training")
     layers = {entry.layer for entry in trainable}

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -323,11 +324,43 @@ def test_bad_input_is_one_clear_line(fit, options, words):
     assert "\n" not in str(caught.value)
 
 
-def test_single_neurons_are_refused(fit):
-    model = patch_model(tiny_model())
-    apply_selection(model, LayerSelection(layers=(0,), neurons={0: (1, 5)}))
-    with pytest.raises(SlamkernError, match="single neurons"):
-        fit(model=model)
+NEURONS = LayerSelection(layers=(0, 2), neurons={0: (1, 5, 40), 2: (7,)})
+
+
+def selected_neurons(dtype=torch.float32):
+    model = patch_model(tiny_model().to(dtype))
+    apply_selection(model, NEURONS)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_single_neurons_are_trained_saved_and_resumed_exactly(fit, tmp_path, dtype):
+    model, result = fit(model=selected_neurons(dtype), out=tmp_path / "a", selection=NEURONS)
+    assert result.loss_last < result.loss_first and result.trained_parameters == 2 * 32 * 4
+    before = tiny_model().to(dtype).state_dict()
+    for name, tensor in model.state_dict().items():
+        changed = (tensor != before[name]).nonzero()
+        layer = name.split(".")[2] if "layers" in name else ""
+        axis = {"up_proj": 0, "down_proj": 1}.get(name.split(".")[-2])
+        rows = set(NEURONS.neurons[int(layer)]) if axis is not None and layer in ("0", "2") else set()
+        assert set(changed[:, axis or 0].tolist()) == rows, name
+    # The delta goes into a model that nobody patched, and a run cut in the middle ends the same.
+    plain = tiny_model().to(dtype)
+    assert len(load_delta(plain, tmp_path / "a")) == 4
+    assert same_weights(plain, model)
+    half = replace(CONFIG, save_every=2)
+    fit(half, model=selected_neurons(dtype), out=tmp_path / "b", selection=NEURONS)
+    (tmp_path / "b" / "delta.safetensors").unlink()
+    for folder in list_checkpoints(tmp_path / "b")[1:]:
+        shutil.rmtree(folder)
+    resumed, again = fit(half, model=selected_neurons(dtype), out=tmp_path / "b", selection=NEURONS, resume=True)
+    assert same_weights(resumed, model) and again.losses == result.losses
+    with pytest.raises(SlamkernError, match="apply the selection of that run"):
+        fit(half, model=patch_model(tiny_model().to(dtype)), out=tmp_path / "b", resume=True)
+    other = patch_model(tiny_model().to(dtype))
+    apply_selection(other, LayerSelection(layers=(0, 2), neurons={0: (1, 5, 41), 2: (7,)}))
+    with pytest.raises(SlamkernError, match="has other neurons of"):
+        load_delta(other, tmp_path / "a")
 
 
 @pytest.mark.parametrize("field", ["learning_rate", "epochs", "accumulation", "warmup_steps", "max_steps", "clip"])
