@@ -17,23 +17,22 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 CPU, CUDA = "slamkern._native", "slamkern._native_cuda"
-HEADERS = sorted(str(path) for path in Path("csrc").glob("*.h"))
+HEADERS = sorted(str(path) for path in Path("csrc").glob("*.*h"))
 
-# No -ffast-math: statistics need IEEE sums, NaN and infinity. Neither flag below changes a value; without them the
-# compiler may not turn selects into vector code.
+# No -ffast-math: statistics need IEEE sums, NaN and infinity. The last two change no value, they let the compiler turn
+# selects into vector code; -ffp-contract=fast allows a * b + c in one rounding and nothing else.
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
-# csrc/tiles.cpp is compiled once for each of these, dispatch.cpp picks by what the processor has.
+CXX_FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+# csrc/kernels.cpp is compiled once for each of these, cpu.cpp picks by what the processor has.
 ISAS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS |= {
-        "avx2": ["-mavx2", "-mfma"],
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
     }
 
-NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static"]
-NVCC_FLAGS += [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in (80, 90, 100)]
-NVCC_FLAGS += ["-gencode=arch=compute_100,code=compute_100"]  # PTX for what comes after
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static", "-shared", "--threads=0"]
+GPUS = (80, 90, 100)
 
 
 def find_cxx() -> str | None:
@@ -57,6 +56,14 @@ def find_nvcc() -> str | None:
     return nvcc
 
 
+def nvcc_command(nvcc: str) -> list[str]:
+    """nvcc with flags: machine code for each of GPUS that this nvcc knows, PTX of the newest for what comes after."""
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    known = [gpu for gpu in GPUS if f"sm_{gpu}" in listed]
+    targets = [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in known]
+    return [nvcc, *NVCC_FLAGS, *targets, f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"]
+
+
 class BuildLibraries(build_ext):
     """Compiles each extension as a plain shared library with the compiler found, not with Python's own flags."""
 
@@ -70,7 +77,7 @@ class BuildLibraries(build_ext):
             nvcc = find_nvcc()
             if nvcc is None:
                 return self._leave_out(ext, "nvcc was not found or SLAMKERN_CUDA=0")
-            return self._run([nvcc, *NVCC_FLAGS, "-shared", *ext.sources, "-o", str(library)])
+            return self._run([*nvcc_command(nvcc), *ext.sources, "-o", str(library)])
         cxx = find_cxx()
         if cxx is None:
             return self._leave_out(ext, "no C++ compiler was found")
@@ -81,7 +88,7 @@ class BuildLibraries(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         objects = []
         for source in ext.sources:
-            variants = ISAS if source.endswith("tiles.cpp") else {"baseline": []}
+            variants = ISAS if source.endswith("kernels.cpp") else {"baseline": []}
             for isa, flags in variants.items():
                 objects.append(str(folder / f"{Path(source).stem}_{isa}.o"))
                 self._run([cxx, *CXX_FLAGS, *flags, f"-DSLAMKERN_ISA={isa}", "-c", source, "-o", objects[-1]])
@@ -105,7 +112,7 @@ class AnyPythonWheel(bdist_wheel):
 setup(
     # optional: an editable install does not look for a library that was left out.
     ext_modules=[
-        Extension(CPU, ["csrc/cpu.cpp", "csrc/tiles.cpp"], depends=HEADERS, optional=True),
+        Extension(CPU, ["csrc/cpu.cpp", "csrc/kernels.cpp"], depends=HEADERS, optional=True),
         Extension(CUDA, ["csrc/cuda.cu"], depends=HEADERS, optional=True),
     ],
     cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPythonWheel},

@@ -1,0 +1,208 @@
+// The four kernels of the CUDA library and the layout of their workspace.
+//
+// Statistics are deterministic without float atomics: (1) row_map sorts the tokens by language, stably, into tiles of one
+// language; (2) forward writes each tile's (mean, m2, active) per neuron; (3) merge combines a language's tiles in order,
+// in float64. No --use_fast_math: expf and division keep their 1 to 2 ulp.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "device.cuh"
+
+namespace slamkern {
+
+constexpr int THREADS = 128;  // each owns a vector of neurons
+constexpr int MAP_THREADS = 1024;
+constexpr int TILE_ROWS = 128;  // partial moments are then 1.6 % of the traffic of gate, up and hidden in bfloat16
+constexpr int UNROLL = 4;  // rows whose loads are in flight together
+
+__host__ __device__ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Tile {
+  int first, rows, language;
+};
+
+struct Workspace {
+  int *order, *first_tile;
+  Tile* tiles;
+  float *mean, *m2;
+  int* active;
+  int64_t bytes;
+
+  Workspace(void* memory, int64_t tokens, int64_t neurons, int64_t languages) {
+    const int64_t most = max_tiles(tokens, languages);
+    char* const base = static_cast<char*>(memory);
+    int64_t used = 0;
+    const auto take = [&](int64_t size) {
+      char* at = base + used;
+      used += 16 * divide_up(size, 16);
+      return static_cast<void*>(at);
+    };
+    order = static_cast<int*>(take(4 * tokens));
+    first_tile = static_cast<int*>(take(4 * (languages + 2)));
+    tiles = static_cast<Tile*>(take(static_cast<int64_t>(sizeof(Tile)) * most));
+    mean = static_cast<float*>(take(4 * most * neurons));
+    m2 = static_cast<float*>(take(4 * most * neurons));
+    active = static_cast<int*>(take(4 * most * neurons));
+    bytes = used;
+  }
+  static int64_t max_tiles(int64_t tokens, int64_t languages) { return tokens / TILE_ROWS + languages + 1; }
+};
+
+// Block b owns language b (the last block: the tokens of no language): their tiles, and their place in the order.
+__global__ void row_map(const int32_t* ids, int tokens, int languages, Workspace work, int64_t* count) {
+  extern __shared__ int rows_of[];  // tokens of each language, and of none
+  __shared__ int ranks[MAP_THREADS / 32], first_row, first_tile;
+  const int language = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const auto group = [=](int token) {
+    const int id = ids[token];
+    return id >= 0 && id < languages ? id : languages;
+  };
+  for (int i = threadIdx.x; i <= languages; i += MAP_THREADS) rows_of[i] = 0;
+  __syncthreads();
+  for (int token = threadIdx.x; token < tokens; token += MAP_THREADS) atomicAdd(&rows_of[group(token)], 1);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    first_row = first_tile = 0;
+    for (int i = 0; i < language; ++i) {
+      first_row += rows_of[i];
+      first_tile += static_cast<int>(divide_up(rows_of[i], TILE_ROWS));
+    }
+    work.first_tile[language] = first_tile;
+    if (language < languages) count[language] = rows_of[language];
+    else work.first_tile[language + 1] = first_tile + static_cast<int>(divide_up(rows_of[language], TILE_ROWS));
+  }
+  __syncthreads();
+  const int rows = rows_of[language];
+  for (int i = threadIdx.x; i * TILE_ROWS < rows; i += MAP_THREADS)
+    work.tiles[first_tile + i] = {first_row + i * TILE_ROWS, min(TILE_ROWS, rows - i * TILE_ROWS), language};
+
+  int place = first_row;
+  for (int start = 0; start < tokens; start += MAP_THREADS) {
+    const int token = start + threadIdx.x;
+    const bool mine = token < tokens && group(token) == language;
+    const unsigned votes = __ballot_sync(0xffffffffu, mine);
+    if (lane == 0) ranks[warp] = __popc(votes);
+    __syncthreads();
+    int before = 0, all = 0;
+    for (int w = 0; w < MAP_THREADS / 32; ++w) {
+      before += w < warp ? ranks[w] : 0;
+      all += ranks[w];
+    }
+    if (mine) work.order[place + before + __popc(votes & ((1u << lane) - 1))] = token;
+    place += all;
+    __syncthreads();
+  }
+}
+
+// A block owns one tile (or, without statistics, TILE_ROWS rows in order) by THREADS * VEC neurons; a thread VEC neurons.
+template <class T, int VEC, bool STATS>
+__global__ void forward(const T* gate, int64_t gate_stride, const T* up, int64_t up_stride, T* hidden,
+                        int64_t hidden_stride, int64_t tokens, int64_t neurons, int languages, int activation,
+                        int observe, Workspace work) {
+  using V = Vector<T, VEC>;
+  const int64_t column = (blockIdx.x * int64_t{THREADS} + threadIdx.x) * VEC;
+  if (column >= neurons) return;
+  const int64_t tiles = STATS ? work.first_tile[languages + 1] : divide_up(tokens, TILE_ROWS);
+  for (int64_t t = blockIdx.y; t < tiles; t += gridDim.y) {
+    const int64_t first = STATS ? work.tiles[t].first : t * TILE_ROWS;
+    const int rows = STATS ? work.tiles[t].rows : static_cast<int>(min(int64_t{TILE_ROWS}, tokens - first));
+    // Welford's update of x - origin, origin being the tile's first value: rounding is then relative to the spread.
+    float origin[VEC], mean[VEC], m2[VEC];
+    int active[VEC];
+    for (int i = 0; i < rows; i += UNROLL) {
+      V gates[UNROLL], ups[UNROLL];
+      int64_t row[UNROLL];
+#pragma unroll
+      for (int r = 0; r < UNROLL; ++r) {
+        if (i + r >= rows) break;
+        row[r] = STATS ? work.order[first + i + r] : first + i + r;
+        gates[r] = *reinterpret_cast<const V*>(gate + row[r] * gate_stride + column);
+        if (up) ups[r] = *reinterpret_cast<const V*>(up + row[r] * up_stride + column);
+      }
+#pragma unroll
+      for (int r = 0; r < UNROLL; ++r) {
+        if (i + r >= rows) break;
+        const float share = 1.0f / static_cast<float>(i + r + 1);
+        V out;
+#pragma unroll
+        for (int c = 0; c < VEC; ++c) {
+          const float value = activate(to_float(gates[r].values[c]), activation);
+          const float product = up ? value * to_float(ups[r].values[c]) : value;
+          out.values[c] = from_float<T>(product);
+          if constexpr (STATS) {
+            const float x = observe == SLAMKERN_HIDDEN ? product : value;
+            if (i + r == 0) {
+              origin[c] = x;
+              mean[c] = m2[c] = 0.0f;
+              active[c] = 0;
+            }
+            const float shifted = x - origin[c], delta = shifted - mean[c];
+            mean[c] += delta * share;
+            m2[c] += delta * (shifted - mean[c]);
+            active[c] += x > 0.0f;
+          }
+        }
+        if (hidden) *reinterpret_cast<V*>(hidden + row[r] * hidden_stride + column) = out;
+      }
+    }
+    if constexpr (STATS) {
+#pragma unroll
+      for (int c = 0; c < VEC; ++c) {
+        const int64_t at = t * neurons + column + c;
+        work.mean[at] = origin[c] + mean[c];
+        work.m2[at] = m2[c];
+        work.active[at] = active[c];
+      }
+    }
+  }
+}
+
+// A thread owns one neuron of one language: Chan's merge of its tiles, in order, in float64.
+__global__ void merge(int64_t neurons, Workspace work, double* mean, double* m2, int64_t* active) {
+  const int64_t column = blockIdx.x * int64_t{THREADS} + threadIdx.x, language = blockIdx.y;
+  if (column >= neurons) return;
+  double n = 0, total_mean = 0, total_m2 = 0;
+  int64_t total_active = 0;
+  for (int t = work.first_tile[language]; t < work.first_tile[language + 1]; ++t) {
+    const int64_t at = t * neurons + column;
+    const double rows = work.tiles[t].rows, share = rows / (n + rows), delta = work.mean[at] - total_mean;
+    total_mean += delta * share;
+    total_m2 += work.m2[at] + delta * delta * (share * n);
+    total_active += work.active[at];
+    n += rows;
+  }
+  mean[language * neurons + column] = total_mean;
+  m2[language * neurons + column] = total_m2;
+  active[language * neurons + column] = total_active;
+}
+
+// A thread owns VEC neurons of every gridDim.y-th row.
+template <class T, int VEC>
+__global__ void backward(const T* grad, int64_t grad_stride, const T* gate, int64_t gate_stride, const T* up,
+                         int64_t up_stride, T* grad_gate, T* grad_up, T* hidden, int64_t tokens, int64_t neurons,
+                         int activation) {
+  using V = Vector<T, VEC>;
+  const int64_t column = (blockIdx.x * int64_t{THREADS} + threadIdx.x) * VEC;
+  if (column >= neurons) return;
+  for (int64_t row = blockIdx.y; row < tokens; row += gridDim.y) {
+    const V g = *reinterpret_cast<const V*>(grad + row * grad_stride + column);
+    const V x = *reinterpret_cast<const V*>(gate + row * gate_stride + column);
+    V u, out_gate, out_up, out_hidden;
+    if (up) u = *reinterpret_cast<const V*>(up + row * up_stride + column);
+#pragma unroll
+    for (int c = 0; c < VEC; ++c) {
+      const float gate_c = to_float(x.values[c]), grad_c = to_float(g.values[c]);
+      const float up_c = up ? to_float(u.values[c]) : 1.0f, value = activate(gate_c, activation);
+      out_gate.values[c] = from_float<T>(grad_c * up_c * slope(gate_c, activation));
+      out_up.values[c] = from_float<T>(grad_c * value);
+      out_hidden.values[c] = from_float<T>(value * up_c);
+    }
+    const int64_t at = row * neurons + column;
+    *reinterpret_cast<V*>(grad_gate + at) = out_gate;
+    if (grad_up) *reinterpret_cast<V*>(grad_up + at) = out_up;
+    if (hidden) *reinterpret_cast<V*>(hidden + at) = out_hidden;
+  }
+}
+
+}  // namespace slamkern
