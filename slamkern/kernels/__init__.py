@@ -1,0 +1,72 @@
+"""The Triton backend: the ops of ``slamkern.reference`` with the same names, signatures and results.
+
+One op a file: kernels, then the launcher. Tensors are (tokens, neurons) in bfloat16, float16 or float32 with
+a contiguous last dimension and any row stride. Launchers never wait for the device and allocate shapes that depend
+on shapes only, so every one of them can be captured in a CUDA graph.
+
+Importing this package does not import triton: the kernels load when one of them is first asked for.
+"""
+
+import functools
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from slamkern.kernels.dual_gemm import gated_linear
+    from slamkern.kernels.elementwise import swiglu, swiglu_backward
+    from slamkern.kernels.statistics import swiglu_moments, swiglu_stats
+    from slamkern.kernels.weight_grad import sparse_weight_grad
+
+__all__ = [
+    "gated_linear",
+    "sparse_weight_grad",
+    "swiglu",
+    "swiglu_backward",
+    "swiglu_moments",
+    "swiglu_stats",
+    "why_not",
+]
+
+_FILES = {
+    "gated_linear": "dual_gemm",
+    "sparse_weight_grad": "weight_grad",
+    "swiglu": "elementwise",
+    "swiglu_backward": "elementwise",
+    "swiglu_moments": "statistics",
+    "swiglu_stats": "statistics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_FILES[name]}"), name)
+
+
+@functools.cache
+def _interpreted() -> bool:
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+def why_not(device: str | torch.device) -> str | None:
+    """None where the kernels run on ``device``, else the reason why they do not, in one clause.
+
+    CPU tensors need Triton's interpreter (``TRITON_INTERPRET=1``), which is for tests: it is thousands of times slower.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return None if _interpreted() else "Triton kernels need a CUDA device (or TRITON_INTERPRET=1, for tests)"
+    if kind != "cuda":
+        return f"Triton kernels are compiled for CUDA devices, not {kind}"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "the GPU is older than sm_80 (Ampere), the oldest that the kernels are compiled and checked for"
+    return None

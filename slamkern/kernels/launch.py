@@ -1,0 +1,157 @@
+"""Launch settings: pure functions of shape, dtype and device, and the checks every launcher shares.
+
+The numbers come from offline compilation for sm_80, sm_90 and sm_100 (registers and spills are held by
+``tests/kernel_budgets.json``) and from the access width of the hardware: 16 bytes a thread, whole rows of a strip
+per warp. They have not been tuned by timing on a GPU. Nothing here autotunes: a kernel that is timed runs many times.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slamkern.errors import SlamkernError
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_VECTOR_BYTES = 16
+_WARP = 32
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A tile of ``block_t`` rows of a ``block_n``-wide column strip; a thread owns whole columns of the tile."""
+
+    block_t: int
+    block_n: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Rows split into ``count`` equal chunks of ``rows`` (the last one shorter), one program a chunk and strip."""
+
+    rows: int
+    count: int
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """Tile of a GEMM: ``block_m`` x ``block_n`` outputs, ``block_k`` deep steps, ``stages`` of them in flight."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    stages: int
+
+
+def ceil_div(x: int, y: int) -> int:
+    """``x / y`` rounded up."""
+    return -(-x // y)
+
+
+def strip(neurons: int, itemsize: int, block_t: int, max_warps: int) -> Strip:
+    """The widest strip of at most ``max_warps`` warps that is not wider than the row needs.
+
+    A warp covers 32 vectors of 16 bytes of one row (256 bf16 or 128 fp32 columns). More columns than that a thread, or
+    fewer, would halve the load width or put several rows in one warp and cost shuffles in the row reductions.
+    """
+    per_warp = _WARP * _VECTOR_BYTES // itemsize
+    warps = max_warps
+    while warps > 1 and per_warp * (warps // 2) >= neurons:
+        warps //= 2
+    return Strip(block_t, per_warp * warps, warps)
+
+
+def chunks(tokens: int, strips: int, block_t: int, processors: int) -> Chunks:
+    """Row chunks of the statistics kernel: one wave of programs, so that partials stay few and work stays even.
+
+    Six programs of two warps and up to 168 registers a thread are resident on a multiprocessor of every target, with
+    48 KiB of loads in flight. So partials take at most 5 MB a language on 132 multiprocessors, whatever the number of
+    tokens. A chunk has at least 64 rows: its partials (12 bytes a neuron and language present, written and read once)
+    then cost a few percent of the rows' traffic, and under 1 % from 400 rows on.
+    """
+    wave = max(1, 6 * processors // strips)
+    wanted = max(1, min(wave, ceil_div(tokens, 64)))
+    rows = ceil_div(ceil_div(tokens, wanted), block_t) * block_t
+    return Chunks(rows, ceil_div(tokens, rows))
+
+
+def dual_gemm(tokens: int, itemsize: int, capability: tuple[int, int]) -> GemmTile:
+    """Two float32 accumulators of ``block_m`` x ``block_n`` must stay in registers beside the statistics.
+
+    sm_90 and newer: 128 x 128 at 8 warps (no spills, wgmma); sm_80 spills there and takes 128 x 64. float32 goes
+    through plain FMA (``input_precision="ieee"``), small tiles.
+    """
+    if itemsize == 4:
+        return GemmTile(32, 32, 32, 4, 2)
+    if capability >= (9, 0):
+        return GemmTile(128, 128, 64, 8, 3) if tokens > 64 else GemmTile(64, 128, 64, 8, 3)
+    return GemmTile(128, 64, 32, 8, 3) if tokens > 64 else GemmTile(64, 64, 32, 4, 3)
+
+
+def weight_grad(itemsize: int, capability: tuple[int, int]) -> GemmTile:
+    """One accumulator: 128 x 128 outputs, 64 tokens a step."""
+    if itemsize == 4:
+        return GemmTile(32, 32, 32, 4, 2)
+    return GemmTile(128, 128, 64, 8, 3) if capability >= (9, 0) else GemmTile(128, 128, 32, 8, 3)
+
+
+def token_splits(tiles: int, tokens: int, processors: int) -> int:
+    """Into how many parts the token sum of a weight gradient is split, so that few output tiles fill the device.
+
+    Each part is a float32 partial, so parts are used only while they fit in one wave and have at least 1024 tokens.
+    """
+    return max(1, min(processors // max(1, tiles), tokens // 1024))
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a CUDA device; 2 for the interpreter, whose programs run one after another."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability; the interpreter stands in for sm_90."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Make ``device`` current for a launch: Triton launches on the current device, not on the tensors' one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def check_rows(name: str, x: Tensor) -> None:
+    """Raise SlamkernError unless ``x`` is a (rows, columns) matrix the kernels can read in place."""
+    if x.dim() != 2:
+        raise SlamkernError(f"{name} has shape {tuple(x.shape)}; expected (tokens, neurons)")
+    if x.dtype not in DTYPES:
+        raise SlamkernError(f"{name} is {x.dtype}; the Triton kernels take bfloat16, float16 and float32")
+    if x.stride(1) != 1 and x.shape[1] > 1:
+        raise SlamkernError(f"{name} has column stride {x.stride(1)}; expected a contiguous last dimension")
+
+
+def check_like(name: str, x: Tensor, first: Tensor) -> None:
+    """Raise SlamkernError unless ``x`` is a readable matrix of the shape, dtype and device of ``first``."""
+    check_rows(name, x)
+    if x.shape != first.shape or x.dtype != first.dtype or x.device != first.device:
+        raise SlamkernError(
+            f"{name} is {tuple(x.shape)} {x.dtype} on {x.device}; expected "
+            f"{tuple(first.shape)} {first.dtype} on {first.device}"
+        )
+
+
+def check_languages(language_ids: Tensor, num_languages: int, rows: Tensor) -> None:
+    """Raise SlamkernError unless ``language_ids`` is one int32 a row and ``num_languages`` is positive."""
+    if language_ids.shape != rows.shape[:1] or language_ids.dtype != torch.int32:
+        raise SlamkernError(
+            f"language_ids is {tuple(language_ids.shape)} {language_ids.dtype}; expected ({rows.shape[0]},) torch.int32"
+        )
+    if num_languages < 1:
+        raise SlamkernError(f"num_languages is {num_languages}; statistics need at least one language")
+
+
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise SlamkernError unless ``value`` is one of ``known``."""
+    if value not in known:
+        raise SlamkernError(f"unknown {name} {value!r}; known: {' '.join(known)}")
