@@ -1,7 +1,7 @@
-"""Microbenchmarks of the ops, for every shape and provider: median time, GB/s or TFLOP/s, share of the device's ceiling.
+"""Microbenchmarks of the ops for every shape and provider: median time, GB/s or TFLOP/s, share of the ceiling.
 
-The ceiling is what ``benchmarks.ceilings`` measured on this device: copy bandwidth for the memory-bound ops, the rate of
-a large product in the same dtype for the others. A provider that cannot run here has a row that says why.
+The ceiling is what ``benchmarks.ceilings`` measured on this device: copy bandwidth for the memory-bound ops, the rate
+of a large product in the same dtype for the others. A provider that cannot run here has a row that says why.
 """
 
 from collections import Counter

@@ -9,9 +9,9 @@ gated linear           ``silu(x @ w_gate.T) * (x @ w_up.T)``, with and without s
 frozen FFN backward    gradient of the input of a whole FFN whose weights are frozen
 =====================  ===================================================================================
 
-Tokens lie grouped by language, as the packer leaves them, except where the layout says ``mixed``. Bytes count every input
-once and every output once. FLOPs of an element: 5 for ``silu(gate) * up`` (exp, add, divide, two products), 6 more
-for its statistics, 11 for its backward.
+Tokens lie grouped by language, as the packer leaves them, except where the layout says ``mixed``. Bytes count every
+input once and every output once. FLOPs of an element: 5 for ``silu(gate) * up`` (exp, add, divide, two products), 6
+more for its statistics, 11 for its backward.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,8 +1,8 @@
 """Who computes an op: torch as one writes it, torch.compile, Liger-Kernel, and slamkern's backends.
 
-Every builder takes a provider's name and returns a function of tensors, or raises :class:`Absent` with the reason why this
-provider cannot compute that here; the tables show the reason instead of a time. ``gate``, ``up``: (tokens, neurons);
-``x``: (tokens, hidden); ``w_gate``, ``w_up``: (neurons, hidden); ``w_down``: (hidden, neurons).
+Every builder takes a provider's name and returns a function of tensors, or raises :class:`Absent` with the reason why
+this provider cannot compute that here; the tables show the reason instead of a time. ``gate``, ``up``: (tokens,
+neurons); ``x``: (tokens, hidden); ``w_gate``, ``w_up``: (neurons, hidden); ``w_down``: (hidden, neurons).
 """
 
 import functools

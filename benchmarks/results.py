@@ -1,8 +1,8 @@
 """The result files: one JSON a machine, ``benchmarks/results/<device>.json``, a stage of rows at a time.
 
-A file is ``{"device": ..., "stages": {name: {"environment": {...}, "command": ..., "seconds": ..., "rows": [...]}}}``. Every stage
-carries the environment it was measured in, because stages may be measured again one by one. Files are written atomically
-and a stage replaces only itself.
+A file is ``{"device": ..., "stages": {name: {"environment", "command", "seconds", "rows"}}}``. Every stage carries the
+environment it was measured in, because stages may be measured again one by one. Files are written atomically and a
+stage replaces only itself.
 """
 
 import datetime

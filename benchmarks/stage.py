@@ -2,8 +2,8 @@
 
     python -m benchmarks.<stage> [--device cpu|cuda] [--minutes M] [--threads N] [--dry-run] [--results FOLDER]
 
-A stage is a module with ``main(argv) -> int`` that makes a :class:`Stage` and calls :meth:`Stage.save` whenever it has more
-rows, so that a run that is cut off keeps what it had.
+A stage is a module with ``main(argv) -> int`` that makes a :class:`Stage` and calls :meth:`Stage.save` whenever it has
+more rows, so that a run that is cut off keeps what it had.
 """
 
 import argparse

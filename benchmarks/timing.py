@@ -4,8 +4,8 @@ In every round each case runs once, in an order that rotates, so that a slow mom
 needs first (a forward before its backward) is prepared outside the timed region.
 
 On CUDA a run is timed with events. Before it the L2 cache is overwritten, and the device is kept busy for about a
-millisecond so that the host is ahead and launches cost nothing. On a CPU it is timed with the host's clock; the matrices
-of a layer exceed its L2 cache, and nothing is flushed.
+millisecond so that the host is ahead and launches cost nothing. On a CPU it is timed with the host's clock; the
+matrices of a layer exceed its L2 cache, and nothing is flushed.
 """
 
 import statistics

@@ -1,0 +1,159 @@
+"""The goals of the kernels, each as a row: what was to be reached, what was measured, met or missed, and the command.
+
+Those of the CPU are measured here, alternatives in turns; those of a GPU, and the probe's, are read from the rows that
+the other stages wrote for this device. A goal without a measurement has the reason instead and counts as neither.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import providers
+from benchmarks.results import Row
+from benchmarks.stage import Stage, show
+from benchmarks.timing import Case, interleaved
+from slamkern import patch_model
+
+COLUMNS = ("goal", "limit", "measured", "unit", "met", "command")
+_CALLS = 200  # of a one-token FFN in one timed run: single calls are too short for the host's clock
+
+
+def row(
+    goal: str, limit: float, measured: float | None, unit: str, stage: str, *, at_most: bool, note: str = ""
+) -> Row:
+    """``met`` follows from the limit; None where nothing was measured, and then ``note`` says why."""
+    met = None if measured is None else measured <= limit if at_most else measured >= limit
+    return {
+        "goal": goal,
+        "limit": f"{'<=' if at_most else '>='} {limit:g}",
+        "measured": measured,
+        "unit": unit,
+        "met": met,
+        "note": note or None,
+        "command": f"python -m benchmarks.{stage}",
+    }
+
+
+def native_op(stage: Stage) -> Iterator[Row]:
+    """The compiled op with statistics against torch eager without; 32 languages against one. float32."""
+    tokens, widths = (64, (48,)) if stage.dry else (4096, (1536, 11008))
+    for neurons in widths:
+        gate, up = torch.randn(tokens, neurons), torch.randn(tokens, neurons)
+        cases = {"torch": Case(lambda _, gate=gate, up=up: F.silu(gate) * up)}
+        for languages in (1, 10, 32):
+            ids = (torch.arange(tokens) * languages // tokens).int()
+            try:
+                run = providers.swiglu_stats("slamkern native", stage.device, languages)
+            except providers.Absent as reason:
+                yield row(f"native op, {tokens} x {neurons}", 0.35, None, "x", "goals", at_most=True, note=str(reason))
+                return
+            cases[f"{languages}"] = Case(lambda _, run=run, gate=gate, up=up, ids=ids: run(gate, up, ids))
+        rounds = 3 if stage.dry else 15
+        times = {
+            name: timing.median_ms
+            for name, timing in interleaved(cases, stage.device, rounds=rounds, seconds=60).items()
+        }
+        what = f"{tokens} x {neurons} float32, {torch.get_num_threads()} threads"
+        goal = f"native op with statistics of 10 languages / torch silu(gate) * up, {what}"
+        yield row(goal, 0.35, times["10"] / times["torch"], "x time", "goals", at_most=True)
+        goal = f"native op, 32 languages / 1 language, {what}"
+        yield row(goal, 1.05, times["32"] / times["1"], "x time", "goals", at_most=True)
+
+
+def host_overhead(stage: Stage) -> Iterator[Row]:
+    """What a patched FFN call costs more than the stock one, with one token and matrices that cost nothing."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=8, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)
+    stock, patched = (LlamaForCausalLM(config).requires_grad_(False) for _ in range(2))
+    blocks = {"stock": stock.model.layers[0].mlp, "patched": patch_model(patched).model.layers[0].mlp}
+    x = torch.randn(1, 1, 32)
+
+    def calls(block: nn.Module, x: Tensor) -> Callable[[Any], None]:
+        def run(_: Any) -> None:
+            for _ in range(2 if stage.dry else _CALLS):
+                block(x)
+
+        return run
+
+    for name, grad in (("inference", False), ("training forward", True)):
+        with torch.set_grad_enabled(grad):
+            token = x.clone().requires_grad_(grad)
+            cases = {name: Case(calls(block, token)) for name, block in blocks.items()}
+            times = interleaved(cases, stage.device, rounds=3 if stage.dry else 25)
+        overhead = 1e3 * (times["patched"].median_ms - times["stock"].median_ms) / (2 if stage.dry else _CALLS)
+        goal = f"host time of a patched FFN call over stock, 1 token, {name}"
+        yield row(goal, 30, overhead, "us", "goals", at_most=True)
+
+
+def probe(stage: Stage) -> Iterator[Row]:
+    """The probe of SmolLM2-135M, from its own stage."""
+    found = next((r for r in stage.rows_of("probe") if r["variant"] == "slamkern"), None)
+    note = "" if found else "not measured on this device"
+    what = f"probe with statistics ({found['model']}, {found['texts']})" if found else "probe with statistics"
+    for column, limit, other in (
+        ("against_unpatched", 1.05, "unpatched without statistics"),
+        ("against_hooks", 1.3, "forward hooks"),
+    ):
+        yield row(f"{what} / {other}", limit, found and found[column], "x speed", "probe", at_most=False, note=note)
+
+
+def gpu_kernels(stage: Stage) -> Iterator[Row]:
+    """Goals of the CUDA kernels, from the rows of the kernels stage."""
+    rows = stage.rows_of("kernels")
+    shapes = list(dict.fromkeys(r["shape"] for r in rows))
+    here = stage.device.type == "cuda"
+    note = "not measured on this device" if here else "needs a CUDA device"
+    triton = "slamkern triton"
+    for shape in shapes if here else ["every shape"]:
+
+        def value(
+            op: str, provider: str, column: str = "median_ms", *, shape: str = shape, **fields: Any
+        ) -> float | None:
+            wanted = {"op": op, "provider": provider, "shape": shape, **fields}
+            return next((r.get(column) for r in rows if wanted.items() <= r.items()), None)
+
+        ten = {"languages": 10, "layout": "grouped"}
+        measured = SimpleNamespace(
+            share=value("statistics", triton, "share", **ten),
+            cost=_ratio(value("statistics", triton, **ten), value("forward", triton)),
+            gated=_ratio(value("gated linear", "liger", languages=0), value("gated linear", triton, languages=10)),
+            frozen=_ratio(value("frozen FFN backward", "liger"), value("frozen FFN backward", triton)),
+        )
+        for goal, limit, found, unit, at_most in (
+            ("swiglu_stats, 10 languages / measured copy bandwidth", 0.9, measured.share, "share", False),
+            ("swiglu_stats, 10 languages / swiglu", 1.02, measured.cost, "x time", True),
+            ("gated_linear with statistics / GEMMs + Liger without", 1.0, measured.gated, "x speed", False),
+            ("backward of a frozen FFN / Liger's", 1.0, measured.frozen, "x speed", False),
+        ):
+            why = note if found is None else ""
+            yield row(f"{goal}, {shape}", limit, found, unit, "kernels", at_most=at_most, note=why)
+
+
+def _ratio(numerator: float | None, denominator: float | None) -> float | None:
+    return None if numerator is None or denominator is None else numerator / denominator
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    stage = Stage("goals", __doc__.splitlines()[0], argv)
+    torch.manual_seed(0)
+    if stage.device.type == "cpu":
+        stage.rows += [*native_op(stage), *host_overhead(stage)]
+    stage.rows += [*probe(stage), *gpu_kernels(stage)]
+    if stage.dry:
+        stage.rows = [{**row, "met": None, "note": row["note"] or "dry run: means nothing"} for row in stage.rows]
+    stage.save()
+    show(f"goals on {stage.device}", [{**r, "met": _verdict(r)} for r in stage.rows], COLUMNS)
+    return 0
+
+
+def _verdict(found: Row) -> str:
+    return {True: "met", False: "missed", None: found["note"]}[found["met"]]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

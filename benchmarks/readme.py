@@ -1,0 +1,154 @@
+"""The tables of the README, made from the result files: ``python -m benchmarks.readme [--check] [FILE]``.
+
+A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``. What lies between is replaced; ``--check``
+replaces nothing and exits with 1 where the file would change. Numbers are never written by hand.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from benchmarks import results
+from benchmarks.providers import PROVIDERS
+from benchmarks.results import Row
+from benchmarks.stage import cell
+from slamkern.errors import SlamkernError
+from slamkern.files import write_text
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+_MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+File = dict[str, Any]  # one result file
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table; columns of numbers are aligned to the right."""
+    lines = [list(row) for row in rows]
+    numeric = [any(isinstance(row[i], int | float) for row in lines) for i in range(len(header))]
+    rule = ["---:" if right else "---" for right in numeric]
+    cells = [list(header), rule, *([cell(value) for value in row] for row in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _kernels(rows: Sequence[Row], shape: str) -> str:
+    """Median milliseconds of every operation and provider at one shape, and slamkern's share of the ceiling."""
+    chosen = [row for row in rows if row["shape"] == shape]
+    providers = [name for name in PROVIDERS if any(r["provider"] == name and "absent" not in r for r in chosen)]
+    lines: dict[tuple[object, ...], dict[str, Row]] = {}
+    for row in chosen:
+        key = (row["op"], row["languages"], row["layout"], row["tokens"], row["dtype"])
+        lines.setdefault(key, {})[row["provider"]] = row
+    body = []
+    for (op, languages, layout, tokens, dtype), by_provider in lines.items():
+        detail = ", ".join([f"{languages} languages"] * bool(languages) + [str(layout)] * (layout == "mixed"))
+        shares = [row["share"] for name, row in by_provider.items() if "slamkern" in name and row.get("share")]
+        times = [by_provider[name].get("median_ms") for name in providers]
+        body.append([f"{op}{f', {detail}' if detail else ''}", tokens, dtype, *times, max(shares, default=None)])
+    return markdown(["op", "tokens", "dtype", *(f"{name}, ms" for name in providers), "share of ceiling"], body)
+
+
+def _columns(*columns: tuple[str, str]) -> Callable[[Sequence[Row]], str]:
+    """A table of (heading, key) columns, one line a row."""
+    return lambda rows: markdown([name for name, _ in columns], ([row.get(key) for _, key in columns] for row in rows))
+
+
+def _every_column(rows: Sequence[Row]) -> str:
+    """All that the rows have, under the names they give it."""
+    return _columns(*((key, key) for key in dict.fromkeys(key for row in rows for key in row)))(rows)
+
+
+def _goals(rows: Sequence[Row]) -> str:
+    verdict = {True: "met", False: "missed"}
+    return markdown(
+        ("goal", "limit", "measured", "", "command"),
+        (
+            (
+                r["goal"],
+                f"{r['limit']} {r['unit']}",
+                r["measured"],
+                verdict.get(r["met"], r["note"]),
+                f"`{r['command']}`",
+            )
+            for r in rows
+        ),
+    )
+
+
+# name -> (stage, what makes a table of its rows)
+TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyType(
+    {
+        "kernels": ("kernels", lambda rows: _kernels(rows, "Llama-2-7B")),
+        "kernels-small": ("kernels", lambda rows: _kernels(rows, "SmolLM2-135M")),
+        "ceilings": (
+            "ceilings",
+            _columns(("ceiling", "ceiling"), ("dtype", "dtype"), ("GB/s", "gbps"), ("TFLOP/s", "tflops")),
+        ),
+        "probe": (
+            "probe",
+            _columns(
+                ("variant", "variant"),
+                ("model", "model"),
+                ("texts", "texts"),
+                ("real tokens/s", "tokens_per_second"),
+                ("against unpatched", "against_unpatched"),
+                ("against forward hooks", "against_hooks"),
+            ),
+        ),
+        "goals": ("goals", _goals),
+        "train": ("train", _every_column),
+    }
+)
+
+
+def table(name: str, files: Sequence[File]) -> str:
+    """One table a machine that has rows for it, each under a line that says where and when it was measured."""
+    if name not in TABLES:
+        raise SlamkernError(f"unknown table {name!r}; known: {' '.join(TABLES)}")
+    stage, make = TABLES[name]
+    parts = []
+    for content in files:
+        measured = content["stages"].get(stage)
+        if measured is None or not measured["rows"]:
+            continue
+        env = measured["environment"]
+        versions = ", ".join(f"{package} {env[package]}" for package in ("torch", "triton") if env.get(package))
+        where = f"{content['device']}; {versions}; commit {env['commit']}, {env['date'][:10]}"
+        parts.append(f"*{where}* (`{measured['command']}`)\n\n{make(measured['rows'])}")
+    return "\n\n".join(parts) or f"*not measured yet: `python -m benchmarks.{stage}`*"
+
+
+def fill(text: str, files: Sequence[File]) -> str:
+    """``text`` with every marked table made again."""
+    return _MARKED.sub(lambda match: f"{match[1]}\n{table(match[2], files)}\n\n{match[3]}", text)
+
+
+def read_files(folder: Path = results.FOLDER) -> list[File]:
+    """All result files, those of GPUs first."""
+    files = [results.load(path) for path in sorted(folder.glob("*.json"))]
+    return sorted(files, key=lambda content: "threads" in content["device"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__.splitlines()[0])
+    parser.add_argument("file", nargs="?", type=Path, default=README)
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit status 1 where the file is not current"
+    )
+    parser.add_argument("--results", type=Path, default=results.FOLDER, help="folder of the result files")
+    options = parser.parse_args(argv)
+    old = options.file.read_text(encoding="utf-8")
+    new = fill(old, read_files(options.results))
+    if old == new:
+        return 0
+    if options.check:
+        print(f"{options.file} is not current: run python -m benchmarks.readme", file=sys.stderr)
+        return 1
+    write_text(options.file, new)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

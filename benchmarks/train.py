@@ -1,0 +1,68 @@
+"""The training profile: every way to take a SLAM training step, over the same real pairs, and how the step scales.
+
+    python -m benchmarks.train [--shape NAME | --model SPEC] [--pairs N] [--steps N] [--variants A,B] [--scaling only|no]
+
+What is measured, and how, is in slamkern/profile.py and slamkern/variants.py; ``slamkern bench train`` is the same without
+result files. Fails when the loss curves of exact variants differ by more than rounding.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks.stage import Stage, show
+from slamkern.bench import COLUMNS, SCALING_COLUMNS, TrainOptions, curve_check, profile_rows, scaling_rows
+
+
+def _own_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--shape")
+    parser.add_argument("--model")
+    parser.add_argument("--data")
+    parser.add_argument("--pairs", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--variants")
+    parser.add_argument("--scaling", choices=("yes", "no", "only"), default="yes")
+    return parser.parse_known_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    own, rest = _own_options(argv)
+    torch.manual_seed(0)
+    failed = False
+    if own.scaling != "only":
+        stage = Stage("train", __doc__.splitlines()[0], rest)
+        options = TrainOptions.for_device(
+            stage.device,
+            dry=stage.dry,
+            shape=own.shape,
+            model=own.model,
+            data=own.data,
+            pairs=own.pairs,
+            batch=own.batch,
+            steps=own.steps,
+            variants=own.variants.split(",") if own.variants else None,
+        )
+        stage.rows = profile_rows(options, progress=_tell)
+        stage.save()
+        show(f"training step on {stage.device}", stage.rows, COLUMNS)
+        message, failed = curve_check(stage.rows)
+        print(message)
+    if own.scaling != "no":
+        stage = Stage("scaling", "how a training step scales", rest)
+        for rows in scaling_rows(stage.device, dry=stage.dry, progress=_tell):
+            stage.rows += rows
+            stage.save()
+        show(f"scaling on {stage.device}", stage.rows, SCALING_COLUMNS)
+    return 1 if failed else 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

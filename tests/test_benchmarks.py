@@ -1,0 +1,127 @@
+"""The benchmark suite: every stage runs dry, numbers are checked arithmetic, tables follow from the files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("rich")
+from benchmarks import ceilings, goals, gpu, kernels, probe, providers, readme, results
+from benchmarks.operations import Workload
+from benchmarks.shapes import TINY
+from benchmarks.timing import Case, interleaved
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_cases_take_turns_and_preparation_is_not_timed():
+    order = []
+
+    def case(name):
+        return Case(lambda state: order.append((name, state)), lambda: name.upper())
+
+    times = interleaved({"a": case("a"), "b": case("b")}, CPU, rounds=4, warmup=0)
+    assert [name for name, _ in order] == list("abbaabba")
+    assert set(order) == {("a", "A"), ("b", "B")}
+    assert times["a"].rounds == 4 and times["a"].low_ms <= times["a"].median_ms <= times["a"].high_ms
+
+
+def test_no_time_left_still_gives_three_rounds():
+    assert interleaved({"a": Case(lambda _: None)}, CPU, rounds=50, seconds=0)["a"].rounds == 3
+
+
+@pytest.mark.parametrize("provider", [name for name in providers.PROVIDERS if name != providers.COMPILE])
+def test_a_provider_computes_every_operation_or_says_why_not(provider):
+    work = Workload(TINY, 40, 40, torch.float32, CPU, (providers.TORCH, provider))
+    for operation in kernels.operations(work):
+        row = next(r for r in kernels.measure(operation, [], rounds=1, seconds=9) if r["provider"] == provider)
+        if "absent" in row:
+            assert provider not in ("torch", "slamkern reference"), row["absent"]
+            assert not row["absent"].startswith(("failed", "wrong")), row["absent"]
+
+
+def test_a_wrong_result_has_no_time(monkeypatch):
+    monkeypatch.setattr(providers, "swiglu", lambda provider, device: lambda g, u: g if provider == "liger" else g * u)
+    work = Workload(TINY, 40, 40, torch.float32, CPU, ("torch", "liger"))
+    rows = kernels.measure(next(kernels.operations(work)), [], rounds=1, seconds=9)
+    assert "median_ms" in rows[0] and "wrong result" in rows[1]["absent"]
+
+
+def test_bandwidth_and_share_follow_from_bytes_and_time():
+    work = Workload(TINY, 40, 40, torch.float32, CPU, ("torch",))
+    ceiling = [{"ceiling": "copy", "dtype": "float32", "gbps": 10.0}]
+    row = kernels.measure(next(kernels.operations(work)), ceiling, rounds=3, seconds=9)[0]
+    assert row["bytes"] == 3 * 40 * 48 * 4
+    assert row["gbps"] == pytest.approx(row["bytes"] / (row["median_ms"] * 1e-3) / 1e9)
+    assert row["share"] == pytest.approx(row["gbps"] / 10)
+
+
+def test_every_stage_runs_dry_and_keeps_the_rows_of_the_others(tmp_path, capsys):
+    options = ["--dry-run", "--device", "cpu", "--results", str(tmp_path)]
+    for stage in (ceilings, kernels, probe, goals):
+        assert stage.main(options) == 0
+    (path,) = tmp_path.glob("*.json")
+    stages = json.loads(path.read_text())["stages"]
+    assert set(stages) == {"ceilings", "kernels", "probe", "goals"}
+    assert all(stage["rows"] and stage["environment"]["torch"] == torch.__version__ for stage in stages.values())
+    variants = [row["variant"] for row in stages["probe"]["rows"]]
+    assert variants == ["unpatched", "forward hooks", "patched", "slamkern"]
+    assert all(row["met"] is None and row["note"] for row in stages["goals"]["rows"])
+
+
+def test_the_one_command_runs_stages_in_processes_and_skips_visibly(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(gpu.SHARES, "absent", 1.0)
+    options = ["--dry-run", "--device", "cpu", "--results", str(tmp_path), "--minutes", "1"]
+    assert gpu.main([*options, "--only", "ceilings", "absent"]) == 0
+    out = capsys.readouterr().out
+    assert "there is no benchmarks/absent.py yet" in out
+    (path,) = tmp_path.glob("*.json")
+    rows = json.loads(path.read_text())["stages"]["run"]["rows"]
+    assert [(row["stage"], row["status"]) for row in rows] == [("ceilings", "ok"), ("absent", "skipped")]
+
+
+def test_a_stage_that_overruns_is_ended(tmp_path, monkeypatch):
+    plan = gpu.Plan("cpu", True, tmp_path, 0)
+    monkeypatch.setattr(gpu.Plan, "command", lambda *_: [gpu.sys.executable, "-c", "import time; time.sleep(60)"])
+    assert gpu.run_stage(plan, "probe", -0.49)["status"].startswith("ended after")
+
+
+def test_hook_baseline_counts_what_the_recorder_counts():
+    _, model, encode = probe.model_of(CPU, dry=True)
+    _, texts = probe.texts_of(1)
+    batches = probe.batches_of(texts, encode, 512, CPU)
+    assert sum(int((languages >= 0).sum()) for _, languages in batches) == sum(
+        len(encode(text)) for these in texts.values() for text in these
+    )
+    shared = probe.twin(model)
+    assert all(a is b for a, b in zip(model.parameters(), shared.parameters(), strict=True))
+
+
+def test_goals_are_met_missed_or_not_measured():
+    assert goals.row("g", 0.35, 0.3, "x", "goals", at_most=True)["met"] is True
+    assert goals.row("g", 0.9, 0.3, "x", "goals", at_most=False)["met"] is False
+    unknown = goals.row("g", 0.9, None, "x", "goals", at_most=False, note="needs a CUDA device")
+    assert unknown["met"] is None and unknown["note"] == "needs a CUDA device"
+
+
+def test_tables_are_made_from_the_files_alone(tmp_path):
+    rows = [goals.row("speed", 2.0, 3.0, "x", "goals", at_most=False)]
+    results.write_stage(CPU, "goals", rows, command="python -m benchmarks.goals", seconds=1.0, folder=tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table:goals -->\nold\n<!-- /table -->\nafter <!-- table:probe -->\n<!-- /table -->\n")
+    options = [str(page), "--results", str(tmp_path)]
+    assert readme.main([*options, "--check"]) == 1
+    assert readme.main(options) == 0
+    assert readme.main([*options, "--check"]) == 0
+    text = page.read_text()
+    assert "| speed | >= 2 x | 3 | met | `python -m benchmarks.goals` |" in text and "old" not in text
+    assert "*not measured yet: `python -m benchmarks.probe`*" in text
+    with pytest.raises(ValueError, match="unknown table 'speeds'; known: kernels"):
+        readme.fill("<!-- table:speeds -->\n<!-- /table -->", [])
+
+
+@pytest.mark.skipif(not readme.README.exists(), reason="no README.md yet")
+def test_the_readme_shows_the_committed_results():
+    assert readme.main(["--check"]) == 0
