@@ -28,10 +28,27 @@ ISAS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS |= {
         "avx2": ["-mavx2", "-mfma", "-mf16c"],
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
+        "avx512": [
+            "-mavx512f",
+            "-mavx512bw",
+            "-mavx512dq",
+            "-mavx512vl",
+            "-mfma",
+            "-mf16c",
+            "-mprefer-vector-width=512",
+        ],
     }
 
-NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static", "-shared", "--threads=0"]
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-Xcompiler",
+    "-fPIC,-fvisibility=hidden",
+    "-cudart",
+    "static",
+    "-shared",
+    "--threads=0",
+]
 GPUS = (80, 90, 100)
 
 
@@ -48,9 +65,8 @@ def find_nvcc() -> str | None:
         sys.exit(f"error: SLAMKERN_CUDA={wanted!r}; use 0 (leave the CUDA half out), 1 (require it) or unset it")
     if wanted == "0":
         return None
-    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
-    places = [str(Path(home, "bin")) for home in homes if home]
-    nvcc = shutil.which("nvcc", path=os.pathsep.join([*places, os.environ.get("PATH", "")]))
+    toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")
+    nvcc = shutil.which("nvcc", path=f"{toolkit}{os.pathsep}{os.environ.get('PATH', '')}")
     if nvcc is None and wanted == "1":
         sys.exit("error: SLAMKERN_CUDA=1 but nvcc is neither on PATH nor under CUDA_HOME")
     return nvcc

@@ -42,7 +42,7 @@ def load(path: Path) -> ctypes.CDLL | str:
     """The library at ``path`` with its signatures declared, or why it cannot be used."""
     if not path.exists():
         needs = _NEEDS["cuda" if path.name == _FILES["cuda"] else "cpu"]
-        return f"{path.name} was not built: install {needs} and reinstall slamkern (pip install --force-reinstall ...)"
+        return f"{path.name} was not built: {needs} was missing when slamkern was installed; install it, then slamkern"
     try:
         library = ctypes.CDLL(str(path))
         for name, (arguments, result) in _SIGNATURES.items():
