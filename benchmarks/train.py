@@ -1,9 +1,10 @@
 """The training profile: every way to take a SLAM training step, over the same real pairs, and how the step scales.
 
-    python -m benchmarks.train [--shape NAME | --model SPEC] [--pairs N] [--steps N] [--variants A,B] [--scaling only|no]
+    python -m benchmarks.train [--shape NAME | --model SPEC] [--data D] [--pairs N] [--batch N] [--steps N]
+                               [--variants A,B] [--scaling yes|no|only]
 
-What is measured, and how, is in slamkern/profile.py and slamkern/variants.py; ``slamkern bench train`` is the same without
-result files. Fails when the loss curves of exact variants differ by more than rounding.
+What is measured, and how, is in slamkern/profile.py and slamkern/variants.py; ``slamkern bench train`` is the same
+without result files. Fails when the loss curves of exact variants differ by more than rounding.
 """
 
 import argparse

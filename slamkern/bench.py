@@ -1,0 +1,131 @@
+"""The training profile as a caller asks for it: options with defaults for the device, rows for a table, the verdict.
+
+Shared by ``slamkern bench train`` and by the benchmarks of the repository, which also store the rows.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from slamkern.errors import SlamkernError
+from slamkern.models import resolve_dtype
+from slamkern.profile import TOLERANCE, Row, Settings, largest_difference, profile
+from slamkern.scaling import axes_for, scaling
+from slamkern.variants import VARIANTS
+from slamkern.workload import SHAPES, HalfBytes, any_tokenizer, checkpoint_builder, real_pairs, shape_builder
+
+COLUMNS = (
+    "variant", "layout", "tokens_per_second", "against_slamkern", "step_seconds", "peak_memory_gb", "padding_share",
+    "gigaflops_per_token", "flops_against_least", "utilisation", "useful_utilisation", "loss_first", "loss_last",
+    "absent",
+)  # fmt: skip
+SCALING_COLUMNS = (
+    "property", "value", "variant", "tokens_per_second", "against_slamkern", "peak_memory_gb", "flops_against_least",
+    "useful_utilisation", "absent",
+)  # fmt: skip
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """shape: of a random model, or model: a checkpoint. pairs: of a step. batch: of a padded micro-batch.
+
+    layers: how many of the lowest layers are trained. variants: None for all.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    shape: str
+    model: str | None
+    data: str | None
+    tokenizer: str | None
+    pairs: int
+    batch: int
+    steps: int
+    layers: int
+    variants: Sequence[str]
+
+    @classmethod
+    def for_device(cls, device: torch.device, *, dry: bool = False, **given: Any) -> "TrainOptions":
+        """Defaults of the device, replaced by what is given and not None.
+
+        CUDA: the global batch of 512 in padded batches of 64. CPU: 16 at a time, since the logits alone of a padded
+        batch of 64 take 20 GB in float32.
+        """
+        cuda = device.type == "cuda"
+        defaults: dict[str, Any] = {
+            "dtype": resolve_dtype("auto", device),
+            "shape": "Llama-2-7B" if cuda else "SmolLM2-135M",
+            "model": None,
+            "data": None,
+            "tokenizer": None,
+            "pairs": 512 if cuda else 16,
+            "batch": 64 if cuda else 16,
+            "steps": 4,
+            "layers": 6,
+            "variants": tuple(VARIANTS),
+        }
+        if dry:
+            defaults |= {"shape": "tiny", "data": "corpus:20", "pairs": 4, "batch": 4, "steps": 2, "layers": 2}
+        unknown = sorted(set(given) - set(defaults))
+        if unknown:
+            raise SlamkernError(f"unknown option {unknown[0]!r}; known: {', '.join(defaults)}")
+        return cls(device, **defaults | {name: value for name, value in given.items() if value is not None})
+
+
+def profile_rows(options: TrainOptions, *, progress: Progress = lambda _: None) -> list[Row]:
+    """One row a variant, with the circumstances in each row."""
+    if options.model is not None:
+        build, tokenizer = checkpoint_builder(options.model, options.device, options.dtype)
+        vocabulary = build().config.vocab_size
+    else:
+        build = shape_builder(options.shape, options.device, options.dtype)
+        tokenizer = HalfBytes() if options.shape == "tiny" else any_tokenizer(options.tokenizer)
+        vocabulary = SHAPES[options.shape][0]
+    work = real_pairs(options.data, tokenizer, vocabulary, steps=options.steps, pairs=options.pairs)
+    settings = Settings(layers=range(options.layers), batch=options.batch, variants=options.variants)
+    circumstances = {
+        "model": options.model or options.shape,
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "data": work.source,
+        "tokenizer": work.tokenizer,
+        "pairs": options.pairs,
+        "batch": options.batch,
+        "steps": options.steps,
+        "trained_layers": options.layers,
+        "real_tokens": sum(len(example.input_ids) for step in work.steps for example in step),
+    }
+    return [_shown(row) | circumstances for row in profile(build, work, settings, progress=progress)]
+
+
+def scaling_rows(
+    device: torch.device, *, dry: bool = False, progress: Progress = lambda _: None
+) -> Iterator[list[Row]]:
+    """The rows of the scaling table, a point at a time."""
+    for rows in scaling(device, resolve_dtype("auto", device), axes_for(device, dry=dry), progress=progress):
+        yield [_shown(row) for row in rows]
+
+
+def curve_check(rows: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+    """A line about the loss curves of the exact variants, and whether they differ by more than rounding."""
+    difference, between = largest_difference(rows)
+    dtype = next((getattr(torch, row["dtype"]) for row in rows), torch.float32)
+    allowed = TOLERANCE[dtype]
+    return (
+        f"loss curves of exact variants: largest relative difference {difference:.2g} ({between}), allowed {allowed:g}",
+        difference > allowed,
+    )
+
+
+def _shown(row: Row) -> Row:
+    """The row with what tables print beside what it holds."""
+    if "absent" in row:
+        return row
+    losses = row["losses"]
+    return row | {
+        "peak_memory_gb": row["peak_memory_bytes"] / 1e9,
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+    }

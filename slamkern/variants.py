@@ -1,0 +1,203 @@
+"""The ways to take a training step that the profile holds side by side.
+
+=====================  ==========================================================================================
+full                   every weight trained, padded batches, the model as transformers has it
+full_checkpointed      the same, activations recomputed in the backward
+authors                selected layers, reentrant checkpointing, input gradients required, padded batches
+hf_freeze              selected layers, padded batches
+hf_freeze_grouped      the same, batches of similar length
+hf_freeze_packed       the same, packed rows; attention confined by slamkern's attention function, as FlashAttention's
+                       does it in transformers: stock SDPA would compute the scores of the whole row
+liger_freeze           the same with Liger-Kernel's norms, rotary, SwiGLU and fused loss
+lora                   adapters of rank 16 on the same projections of the same layers (PEFT), packed
+slamkern               patched model, packed, loss of a frozen head on the supervised rows
+slamkern_fp8           the same with frozen weights in FP8
+=====================  ==========================================================================================
+
+All of them minimise the mean loss over the supervised tokens of the step with AdamW; ``exact`` ones train the same
+weights and must trace the same curve. Training all weights in half precision keeps no float32 masters, which would not
+fit.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from slamkern.accounting import storage_bytes
+from slamkern.attention import packed_attention
+from slamkern.loss import packed_loss, read_head
+from slamkern.optim import MasterAdamW
+from slamkern.packing import Example, collate, padded_batch
+from slamkern.patch import patch_model
+from slamkern.steps import supervised_tokens
+from slamkern.trainable import apply_selection, trained_parameters
+from slamkern.workload import micro_batches
+
+LORA_RANK = 16
+
+
+class Absent(Exception):
+    """Why a variant has no number here."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to take a step; the defaults are transformers with the selected layers trained."""
+
+    name: str
+    layout: Literal["padded", "grouped", "packed"]
+    trained: Literal["selected", "all", "lora"] = "selected"
+    checkpointing: Literal["none", "reentrant", "plain"] = "none"
+    engine: Literal["transformers", "liger", "slamkern", "slamkern_fp8"] = "transformers"
+
+    @property
+    def exact(self) -> bool:
+        return self.trained == "selected" and self.engine != "slamkern_fp8"
+
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant("full", "padded", trained="all"),
+        Variant("full_checkpointed", "padded", trained="all", checkpointing="plain"),
+        Variant("authors", "padded", checkpointing="reentrant"),
+        Variant("hf_freeze", "padded"),
+        Variant("hf_freeze_grouped", "grouped"),
+        Variant("hf_freeze_packed", "packed"),
+        Variant("liger_freeze", "packed", engine="liger"),
+        Variant("lora", "packed", trained="lora"),
+        Variant("slamkern", "packed", engine="slamkern"),
+        Variant("slamkern_fp8", "packed", engine="slamkern_fp8"),
+    )
+}
+
+
+def absent(variant: Variant, device: torch.device) -> str | None:
+    """Why a variant cannot run on this machine; None where it can."""
+    if variant.engine == "slamkern_fp8":
+        return "slamkern has no FP8 weights yet"
+    if variant.engine == "liger" and device.type != "cuda":
+        return "Liger-Kernel needs a CUDA device"
+    needed = {"liger": "liger_kernel"}.get(variant.engine) or ("peft" if variant.trained == "lora" else None)
+    if needed and importlib.util.find_spec(needed) is None:
+        return f"{needed} is not installed (extra bench)"
+    return None
+
+
+class Runner:
+    """One variant on one model, which it changes: ``backward`` and then ``update`` are a step.
+
+    layers: those that are trained. batch: sequences of a padded micro-batch. row: tokens of a packed one.
+    """
+
+    def __init__(
+        self, variant: Variant, model: Any, layers: Sequence[int], *, rate: float, batch: int, row: int
+    ) -> None:
+        self.variant, self.model, self.rate, self.batch, self.row = variant, model, rate, batch, row
+        self._stack = ExitStack()
+        model.train()
+        if variant.trained == "lora":
+            _inject_lora(model, layers)
+        elif variant.trained == "selected":
+            apply_selection(model, layers)
+        if variant.engine == "liger":
+            self._apply_liger()
+        if variant.engine == "slamkern":
+            patch_model(model)
+        if variant.layout == "packed":
+            self._stack.enter_context(packed_attention(model))
+        if variant.checkpointing != "none":
+            reentrant = variant.checkpointing == "reentrant"
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+            if reentrant:
+                model.enable_input_require_grads()
+        self.head = read_head(model) if variant.engine == "slamkern" else None
+        trained = trained_parameters(model)
+        self.trained_parameters = sum(parameter.numel() for parameter in trained.values())
+        self.optimizer: MasterAdamW | torch.optim.AdamW = (
+            torch.optim.AdamW(trained.values(), lr=rate, weight_decay=0.0, fused=True)
+            if variant.trained == "all"
+            else MasterAdamW(trained.items())
+        )
+
+    def cut(self, examples: Sequence[Example]) -> list[list[Example]]:
+        """The micro-batches of a step."""
+        return micro_batches(examples, self.variant.layout, batch=self.batch, row=self.row)
+
+    def positions(self, examples: Sequence[Example]) -> int:
+        """Positions computed in a step, padding included."""
+        if self.variant.layout == "packed":
+            return sum(len(example.input_ids) for example in examples)
+        return sum(len(batch) * max(len(example.input_ids) for example in batch) for batch in self.cut(examples))
+
+    def backward(self, examples: Sequence[Example]) -> float:
+        """Forward and backward of a step; returns the mean loss over its supervised tokens."""
+        supervised = supervised_tokens(examples)
+        total = torch.zeros((), device=self.model.device)
+        for batch in self.cut(examples):
+            loss = self._loss(batch, supervised)
+            loss.backward()
+            if isinstance(self.optimizer, MasterAdamW):
+                self.optimizer.collect_gradients()
+            total += loss.detach()
+        return float(total)  # device sync
+
+    def _loss(self, batch: list[Example], supervised: int) -> Tensor:
+        """This micro-batch's part of the mean over the ``supervised`` tokens of the step."""
+        if self.variant.layout != "packed":
+            padded = {name: tensor.to(self.model.device) for name, tensor in padded_batch(batch, 0).items()}
+            return self.model(**padded, use_cache=False, num_items_in_batch=supervised).loss
+        packed = collate(batch).to(self.model.device)
+        if self.variant.engine == "slamkern":
+            return packed_loss(self.model, packed, head=self.head) / supervised
+        return self.model(**packed.model_inputs, labels=packed.labels, num_items_in_batch=supervised).loss
+
+    def update(self) -> None:
+        """Clip and step."""
+        if isinstance(self.optimizer, MasterAdamW):
+            self.optimizer.clip(1.0)
+            self.optimizer.step(self.rate)
+            return
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def resident_bytes(self) -> int:
+        """Weights, masters and optimizer state."""
+        if isinstance(self.optimizer, MasterAdamW):
+            state = list(self.optimizer.state_dict().values())
+        else:
+            state = [value for entry in self.optimizer.state.values() for value in entry.values()]
+        return storage_bytes([*self.model.parameters(), *self.model.buffers(), *state])
+
+    def close(self) -> None:
+        """Undo what reaches beyond the model."""
+        self._stack.close()
+
+    def _apply_liger(self) -> None:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        # Liger also replaces names in transformers' module of the model, for everybody else too.
+        module = sys.modules[type(self.model).__module__]
+        before = dict(vars(module))
+        self._stack.callback(lambda: vars(module).update(before))
+        _apply_liger_kernel_to_instance(model=self.model)
+
+
+def _inject_lora(model: Any, layers: Sequence[int]) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=LORA_RANK,
+        lora_alpha=2 * LORA_RANK,
+        target_modules=["up_proj", "down_proj"],
+        layers_to_transform=list(layers),
+    )
+    model.requires_grad_(False)
+    inject_adapter_in_model(config, model)
