@@ -37,13 +37,18 @@ class Chunks:
 
 @dataclass(frozen=True)
 class GemmTile:
-    """Tile of a GEMM: ``block_m`` x ``block_n`` outputs, ``block_k`` deep steps, ``stages`` of them in flight."""
+    """Tile of a GEMM: ``block_m`` x ``block_n`` outputs, ``block_k`` deep steps, ``stages`` of them in flight.
+
+    ``max_registers`` a thread caps ptxas where, left alone, it aims for two programs a multiprocessor and spills,
+    although shared memory admits one.
+    """
 
     block_m: int
     block_n: int
     block_k: int
     num_warps: int
     stages: int
+    max_registers: int | None = None
 
 
 def ceil_div(x: int, y: int) -> int:
@@ -81,18 +86,18 @@ def chunks(tokens: int, strips: int, block_t: int, processors: int) -> Chunks:
 def dual_gemm(tokens: int, itemsize: int, capability: tuple[int, int]) -> GemmTile:
     """Two float32 accumulators of ``block_m`` x ``block_n`` must stay in registers beside the statistics.
 
-    sm_90 and newer: 128 x 128 at 8 warps (no spills, wgmma); sm_80 spills there and takes 128 x 64. float32 goes
-    through plain FMA (``input_precision="ieee"``), small tiles.
+    sm_90 and newer: 128 x 128 at 8 warps; sm_80 would spill there and takes 128 x 64. float32 goes through plain FMA
+    (``input_precision="ieee"``) in small tiles.
     """
     if itemsize == 4:
         return GemmTile(32, 32, 32, 4, 2)
     if capability >= (9, 0):
-        return GemmTile(128, 128, 64, 8, 3) if tokens > 64 else GemmTile(64, 128, 64, 8, 3)
+        return GemmTile(128, 128, 64, 8, 3, 224) if tokens > 64 else GemmTile(64, 128, 64, 8, 3)
     return GemmTile(128, 64, 32, 8, 3) if tokens > 64 else GemmTile(64, 64, 32, 4, 3)
 
 
 def weight_grad(itemsize: int, capability: tuple[int, int]) -> GemmTile:
-    """One accumulator: 128 x 128 outputs, 64 tokens a step."""
+    """One accumulator of 128 x 128 outputs."""
     if itemsize == 4:
         return GemmTile(32, 32, 32, 4, 2)
     return GemmTile(128, 128, 64, 8, 3) if capability >= (9, 0) else GemmTile(128, 128, 32, 8, 3)
@@ -114,6 +119,11 @@ def processors(device: torch.device) -> int:
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability; the interpreter stands in for sm_90."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
+def interpreted(device: torch.device) -> bool:
+    """Whether a launch on ``device`` is interpreted, where a bfloat16 ``tl.dot`` is garbage and must be widened."""
+    return device.type == "cpu"
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
