@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from slamkern import autograd
 from slamkern.errors import SlamkernError
+from slamkern.extension import Extended, extend, restore
 from slamkern.moments import Moments
 from slamkern.neurons import TrainedNeurons
 
@@ -83,8 +84,8 @@ class FFN:
         return hidden.view(shape)
 
 
-class Fused(nn.Module):
-    """Base of the mixins: marks a module as patched and carries its :class:`FFN`."""
+class Fused(Extended):
+    """Base of the mixins of an FFN; carries its :class:`FFN`."""
 
     slamkern_ffn: FFN
 
@@ -166,9 +167,7 @@ MIXINS: dict[str, type[Fused]] = {"gated": FusedGated, "gated_fused": FusedGateU
 
 def fuse(module: nn.Module, ffn: FFN) -> None:
     """Extend the class of this one instance with the fused forward; its parameters and children stay."""
-    own = type(module)
-    module.__class__ = type(f"Fused{own.__name__}", (MIXINS[ffn.kind], own), {"__module__": own.__module__})
-    module.slamkern_ffn = ffn  # type: ignore[assignment]
+    extend(module, MIXINS[ffn.kind], slamkern_ffn=ffn)
 
 
 def train_neurons(module: Fused, trained: TrainedNeurons | None) -> None:
@@ -193,5 +192,4 @@ def _write_back(module: nn.Module, *_: Any) -> None:
 def unfuse(module: Fused) -> None:
     """Give the instance its own class back, as it was before :func:`fuse`."""
     train_neurons(module, None)
-    module.__class__ = type(module).__bases__[1]
-    del module.slamkern_ffn
+    restore(module, "slamkern_ffn")

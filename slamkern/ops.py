@@ -4,6 +4,8 @@ Nothing else in the package registers an op. An implementation only picks the ba
 the public functions below check their arguments and return :class:`Moments`.
 """
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,10 @@ _library.define(
     " -> (Tensor grad_gate, Tensor grad_up, Tensor hidden)"
 )
 _library.define("sparse_weight_grad(Tensor grad, Tensor x, Tensor neurons, str backend) -> Tensor")
+_library.define("rms_norm(Tensor x, Tensor weight, float eps, str style, str backend) -> (Tensor y, Tensor rstd)")
+_library.define(
+    "rms_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor rstd, str style, str backend) -> Tensor"
+)
 
 
 def _swiglu(gate: Tensor, up: Tensor | None, activation: str, backend: str) -> Tensor:
@@ -63,10 +69,22 @@ def _swiglu_backward(
 
 
 def _sparse_weight_grad(grad: Tensor, x: Tensor, neurons: Tensor, backend: str) -> Tensor:
-    module = backend_for(backend, grad.device.type, grad.dtype)
-    # csrc has no matrix products: BLAS does those.
-    module = reference if module is native else module
+    module = _beyond_csrc(backend, grad)
     return module.sparse_weight_grad(_rows(grad), _rows(x), neurons)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float, style: str, backend: str) -> tuple[Tensor, Tensor]:
+    return _beyond_csrc(backend, x).rms_norm(_rows(x), weight, eps, style)
+
+
+def _rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, style: str, backend: str) -> Tensor:
+    return _beyond_csrc(backend, x).rms_norm_backward(_rows(grad), _rows(x), weight, rstd, style)
+
+
+def _beyond_csrc(backend: str, x: Tensor) -> ModuleType:
+    # csrc has the activation alone: where it is the backend, torch does matrix products and norms.
+    module = backend_for(backend, x.device.type, x.dtype)
+    return reference if module is native else module
 
 
 _library.impl("swiglu", _swiglu, "CompositeExplicitAutograd")
@@ -74,6 +92,8 @@ _library.impl("swiglu_stats", _swiglu_stats, "CompositeExplicitAutograd")
 _library.impl("swiglu_moments", _swiglu_moments, "CompositeExplicitAutograd")
 _library.impl("swiglu_backward", _swiglu_backward, "CompositeExplicitAutograd")
 _library.impl("sparse_weight_grad", _sparse_weight_grad, "CompositeExplicitAutograd")
+_library.impl("rms_norm", _rms_norm, "CompositeExplicitAutograd")
+_library.impl("rms_norm_backward", _rms_norm_backward, "CompositeExplicitAutograd")
 
 
 def _empty_hidden(gate: Tensor) -> Tensor:
@@ -115,6 +135,17 @@ def _(grad_hidden, gate, up, activation, need_hidden, backend):  # type: ignore[
 @torch.library.register_fake("slamkern::sparse_weight_grad", lib=_library)
 def _(grad, x, neurons, backend):  # type: ignore[no-untyped-def]
     return x.new_empty(neurons.shape[0], x.shape[1])
+
+
+@torch.library.register_fake("slamkern::rms_norm", lib=_library)
+def _(x, weight, eps, style, backend):  # type: ignore[no-untyped-def]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return _empty_hidden(x), torch.empty(x.shape[0], dtype=wide, device=x.device)
+
+
+@torch.library.register_fake("slamkern::rms_norm_backward", lib=_library)
+def _(grad, x, weight, rstd, style, backend):  # type: ignore[no-untyped-def]
+    return _empty_hidden(x)
 
 
 def _setup_swiglu(ctx, inputs, output):  # type: ignore[no-untyped-def]

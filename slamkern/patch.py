@@ -1,11 +1,13 @@
-"""patch_model and its undoing: every FFN of a model runs fused, nothing else about the model changes.
+"""patch_model and its undoing: every FFN and RMS norm of a decoder runs fused, nothing else about the model changes.
 
-Only the class of the FFN blocks (or, without a gate, of their activation modules) is extended, instance by instance.
+Only the class of the FFN blocks (or, without a gate, of their activation modules) and of the norms is extended,
+instance by instance.
 The model's class, its forward, its parameters and their names stay, so saving, trainers, adapters, checkpointing and
 ``torch.compile`` go on as before.
 """
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,22 +16,27 @@ from typing import TypeVar
 from torch import nn
 
 from slamkern.backends import resolve
-from slamkern.discovery import Finding, find_ffns
+from slamkern.discovery import Finding, decoder_of, find_ffns
 from slamkern.errors import SlamkernError
+from slamkern.extension import Extended
 from slamkern.ffn import FFN, Fused, fuse, unfuse
+from slamkern.norms import FusedNorm, NormFinding, find_norms, fuse_norm, unfuse_norm
 
 _log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def patch_model(model: Model, *, strict: bool = True, backend: str = "auto", recompute: bool = False) -> Model:
-    """Fuse the FFNs of ``model`` in place and return it; patching twice changes nothing.
+def patch_model(
+    model: Model, *, strict: bool = True, backend: str = "auto", recompute: bool = False, norms: bool = True
+) -> Model:
+    """Fuse the FFNs and RMS norms of ``model`` in place and return it; patching twice changes nothing.
 
     Args:
         strict: refuse the model if any FFN of its decoder cannot be fused; otherwise leave those alone, log them,
             and list them in :func:`explain`.
         backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"reference"``.
         recompute: save only the input of each gated FFN for the backward, and compute gate and up again there.
+        norms: fuse the RMS norms too; a norm that is none of the known ones is left alone and listed in explain.
 
     Raises SlamkernError naming the module and what would work. The model is then as it was.
     """
@@ -60,7 +67,19 @@ def patch_model(model: Model, *, strict: bool = True, backend: str = "auto", rec
         if not isinstance(finding.module, Fused):
             fuse(finding.module, ffn)
         ffn.backend, ffn.recompute = backend, recompute
+    for found in _norms_of(model):
+        if isinstance(found.module, FusedNorm) and not norms:
+            unfuse_norm(found.module)
+        elif norms and usable and found.norm is not None:
+            if not isinstance(found.module, FusedNorm):
+                fuse_norm(found.module, found.norm)
+            found.norm.backend = backend
     return model
+
+
+def _norms_of(model: nn.Module) -> list[NormFinding]:
+    prefix, decoder = decoder_of(model)
+    return find_norms(decoder, prefix)
 
 
 def _check_layers(model: nn.Module, findings: list[Finding]) -> None:
@@ -82,17 +101,21 @@ def unpatch_model(model: Model) -> Model:
     for module in model.modules():
         if isinstance(module, Fused):
             unfuse(module)
+        elif isinstance(module, FusedNorm):
+            unfuse_norm(module)
     return model
 
 
 @contextmanager
-def patched(model: Model, *, strict: bool = True, backend: str = "auto", recompute: bool = False) -> Iterator[Model]:
+def patched(
+    model: Model, *, strict: bool = True, backend: str = "auto", recompute: bool = False, norms: bool = True
+) -> Iterator[Model]:
     """``patch_model`` for the length of a ``with`` block; a model that was patched before stays patched."""
-    if any(isinstance(module, Fused) for module in model.modules()):
+    if any(isinstance(module, Extended) for module in model.modules()):
         yield model
         return
     try:
-        yield patch_model(model, strict=strict, backend=backend, recompute=recompute)
+        yield patch_model(model, strict=strict, backend=backend, recompute=recompute, norms=norms)
     finally:
         unpatch_model(model)
 
@@ -125,14 +148,30 @@ class Explanation:
 
 
 class ExplanationTable(tuple[Explanation, ...]):
-    """The rows of :func:`explain`; prints one line a module."""
+    """The rows of :func:`explain`, FFNs in order of depth; prints one line an FFN and one line a group of norms."""
+
+    norms: tuple[NormFinding, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self)) or "no FFN found"
+        return "\n".join([*map(str, self), *_describe_norms(self.norms)]) or "no FFN found"
+
+
+def _describe_norms(norms: tuple[NormFinding, ...]) -> list[str]:
+    """One line for all norms that differ in their layer alone."""
+    groups: dict[str, int] = {}
+    for found in norms:
+        state = "fused" if isinstance(found.module, FusedNorm) else "can be fused"
+        text = f"not fused: {found.reason}" if found.norm is None else f"{state} (RMS norm, {found.norm.style})"
+        line = f"{re.sub(r'[.][0-9]+[.]', '.*.', found.path)}: {text}"
+        groups[line] = groups.get(line, 0) + 1
+    return [f"{line}, {count} of them" if count > 1 else line for line, count in groups.items()]
 
 
 def explain(model: nn.Module) -> ExplanationTable:
-    """Per module: found, fused or why not, and which of its projections are trainable. Changes nothing."""
+    """Per FFN: found, fused or why not, and which of its projections are trainable. Changes nothing.
+
+    The table's ``norms`` has the same of every norm: its module, what it computes or why it is left alone.
+    """
     rows = []
     for finding in find_ffns(model):
         ffn = finding.ffn
@@ -152,4 +191,6 @@ def explain(model: nn.Module) -> ExplanationTable:
                 reason=finding.reason,
             )
         )
-    return ExplanationTable(rows)
+    table = ExplanationTable(rows)
+    table.norms = tuple(_norms_of(model))
+    return table

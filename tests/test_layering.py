@@ -11,12 +11,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "slamkern"
 
 # From the bottom up; a module may import only from layers below its own.
 LAYERS = (
-    {"errors", "version", "files", "languages", "moments", "reference", "tensorfile"},
+    {"errors", "version", "extension", "files", "languages", "moments", "reference", "tensorfile"},
     {"kernels", "native"},
     {"backends"},
     {"ops"},
     {"autograd", "neurons", "stats"},
-    {"ffn", "scores"},
+    {"ffn", "norms", "scores"},
     {"discovery", "selection"},
     {"patch", "trainable"},
     {"recorder"},

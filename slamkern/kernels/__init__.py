@@ -17,11 +17,14 @@ import torch
 if TYPE_CHECKING:
     from slamkern.kernels.dual_gemm import gated_linear
     from slamkern.kernels.elementwise import swiglu, swiglu_backward
+    from slamkern.kernels.norms import rms_norm, rms_norm_backward
     from slamkern.kernels.statistics import swiglu_moments, swiglu_stats
     from slamkern.kernels.weight_grad import sparse_weight_grad
 
 __all__ = [
     "gated_linear",
+    "rms_norm",
+    "rms_norm_backward",
     "sparse_weight_grad",
     "swiglu",
     "swiglu_backward",
@@ -32,6 +35,8 @@ __all__ = [
 
 _FILES = {
     "gated_linear": "dual_gemm",
+    "rms_norm": "norms",
+    "rms_norm_backward": "norms",
     "sparse_weight_grad": "weight_grad",
     "swiglu": "elementwise",
     "swiglu_backward": "elementwise",
