@@ -121,7 +121,10 @@ def gpu_kernels(stage: Stage) -> Iterator[Row]:
         measured = SimpleNamespace(
             share=value("statistics", triton, "share", **ten),
             cost=_ratio(value("statistics", triton, **ten), value("forward", triton)),
-            gated=_ratio(value("gated linear", "liger", languages=0), value("gated linear", triton, languages=10)),
+            gated=_ratio(
+                value("gated linear", "liger", languages=0),
+                value("gated linear", providers.DUAL_GEMM, languages=10),
+            ),
             frozen=_ratio(value("frozen FFN backward", "liger"), value("frozen FFN backward", triton)),
         )
         for goal, limit, found, unit, at_most in (

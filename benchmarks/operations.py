@@ -14,7 +14,7 @@ input once and every output once. FLOPs of an element: 5 for ``silu(gate) * up``
 more for its statistics, 11 for its backward.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import providers
-from benchmarks.providers import PROVIDERS, Absent
+from benchmarks.providers import DUAL_GEMM, PROVIDERS, Absent
 from benchmarks.shapes import Shape
 from benchmarks.timing import Case
 
@@ -66,9 +66,9 @@ class Operation:
     bound: str = "copy"  # which ceiling it is held against: "copy" or "gemm"
 
 
-def _cases(work: Workload, build: Callable[[str], Case]) -> dict[str, Case | Absent]:
+def _cases(names: Iterable[str], build: Callable[[str], Case]) -> dict[str, Case | Absent]:
     cases: dict[str, Case | Absent] = {}
-    for provider in work.providers:
+    for provider in names:
         try:
             cases[provider] = build(provider)
         except Absent as reason:
@@ -87,7 +87,7 @@ def elementwise(work: Workload) -> Iterator[Operation]:
         function = providers.swiglu(provider, work.device)
         return Case(lambda _: function(gate, up))
 
-    yield Operation("forward", work, tokens, 3 * size, _FORWARD_FLOPS * elements, _cases(work, forward))
+    yield Operation("forward", work, tokens, 3 * size, _FORWARD_FLOPS * elements, _cases(work.providers, forward))
 
     for languages, layout in (*((count, "grouped") for count in LANGUAGES), (10, "mixed")):
         ids = work.language_ids(tokens, languages, layout == "mixed")
@@ -103,7 +103,7 @@ def elementwise(work: Workload) -> Iterator[Operation]:
             tokens,
             3 * size + 4 * tokens + moments,
             (_FORWARD_FLOPS + _STATISTICS_FLOPS) * elements,
-            _cases(work, statistics),
+            _cases(work.providers, statistics),
             languages,
             layout,
         )
@@ -118,7 +118,7 @@ def elementwise(work: Workload) -> Iterator[Operation]:
 
         return Case(lambda state: torch.autograd.grad(state[2], state[:2], grad_hidden), prepare)
 
-    yield Operation("backward", work, tokens, 5 * size, _BACKWARD_FLOPS * elements, _cases(work, backward))
+    yield Operation("backward", work, tokens, 5 * size, _BACKWARD_FLOPS * elements, _cases(work.providers, backward))
 
 
 def products(work: Workload) -> Iterator[Operation]:
@@ -138,9 +138,12 @@ def products(work: Workload) -> Iterator[Operation]:
     selected = len(chosen)
     moved = itemsize * (tokens * (selected + hidden) + selected * hidden)
     flops = 2 * tokens * selected * hidden
-    yield Operation("weight gradient", work, tokens, moved, flops, _cases(work, weight_gradient), bound="gemm")
+    yield Operation(
+        "weight gradient", work, tokens, moved, flops, _cases(work.providers, weight_gradient), bound="gemm"
+    )
 
     moved = itemsize * (tokens * (hidden + neurons) + 2 * hidden * neurons)
+    names = (*work.providers, *([DUAL_GEMM] if "slamkern triton" in work.providers else []))
     for languages in (0, 10):
         ids = (work.language_ids(tokens, languages),) if languages else ()
 
@@ -148,7 +151,7 @@ def products(work: Workload) -> Iterator[Operation]:
             function = providers.gated_linear(provider, work.device, languages)
             return Case(lambda _: function(x, *weights[:2], *ids))
 
-        cases = _cases(work, gated_linear)
+        cases = _cases(names, gated_linear)
         yield Operation("gated linear", work, tokens, moved, 2 * product, cases, languages, bound="gemm")
 
     def backward(provider: str) -> Case:
@@ -161,4 +164,6 @@ def products(work: Workload) -> Iterator[Operation]:
         return Case(lambda state: torch.autograd.grad(state[1], state[0], x), prepare)
 
     moved = itemsize * (2 * tokens * (hidden + neurons) + 3 * hidden * neurons)
-    yield Operation("frozen FFN backward", work, tokens, moved, 3 * product, _cases(work, backward), bound="gemm")
+    yield Operation(
+        "frozen FFN backward", work, tokens, moved, 3 * product, _cases(work.providers, backward), bound="gemm"
+    )

@@ -115,16 +115,17 @@ class HookStatistics:
         return add
 
 
-def measure(stage: Stage, name: str, model: nn.Module, source: str, batches: list[Batch], rounds: int) -> list[Row]:
-    """One row a variant; a batch's time is its median, a variant's the sum over the batches."""
+def measure(stage: Stage, model: nn.Module, batches: list[Batch], rounds: int, about: Row) -> None:
+    """One row a variant, ``about`` in each; a batch's time is its median, a variant's the sum over the batches so far."""
     hooked, fused, recorded = twin(model), patch_model(twin(model)), patch_model(twin(model))
     ffns = fused_ffns(fused)
     hooks = HookStatistics(hooked, [f"{f.path}.{f.act}" for f in ffns], len(LANGUAGES), ffns[0].neurons)
     milliseconds = dict.fromkeys(("unpatched", "forward hooks", "patched", "slamkern"), 0.0)
+    real_tokens = 0
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         recorder = stack.enter_context(record_stats(recorded, list(LANGUAGES)))
-        for input_ids, language_ids in batches:
+        for done, (input_ids, language_ids) in enumerate(batches):
 
             def forward(which: nn.Module, input_ids: Tensor = input_ids) -> None:
                 which.base_model(input_ids=input_ids, use_cache=False)
@@ -143,19 +144,23 @@ def measure(stage: Stage, name: str, model: nn.Module, source: str, batches: lis
                 "patched": Case(lambda _, forward=forward: forward(fused)),
                 "slamkern": Case(with_recorder),
             }
-            seconds = stage.seconds_left / len(batches)
-            for variant, timing in interleaved(cases, stage.device, rounds=rounds, warmup=1, seconds=seconds).items():
+            # A batch of another shape warms nothing up that matters, and costs seconds on a CPU.
+            warmup = int(done == 0 or stage.device.type == "cuda")
+            seconds = stage.seconds_left / (len(batches) - done)
+            times = interleaved(cases, stage.device, rounds=rounds, warmup=warmup, seconds=seconds)
+            for variant, timing in times.items():
                 milliseconds[variant] += timing.median_ms
-    real = sum(int((languages >= 0).sum()) for _, languages in batches)
+            real_tokens += int((language_ids >= 0).sum())
+            stage.rows = _rows(milliseconds, about | {"real_tokens": real_tokens, "batches": done + 1})
+            stage.save()
+
+
+def _rows(milliseconds: dict[str, float], about: Row) -> list[Row]:
     return [
         {
             "variant": variant,
-            "model": name,
-            "texts": source,
-            "languages": len(LANGUAGES),
-            "real_tokens": real,
-            "batches": len(batches),
-            "tokens_per_second": 1e3 * real / total,
+            **about,
+            "tokens_per_second": 1e3 * about["real_tokens"] / total,
             "against_unpatched": milliseconds["unpatched"] / total,
             "against_hooks": milliseconds["forward hooks"] / total,
         }
@@ -172,8 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, model, encode = model_of(stage.device, stage.dry)
     source, texts = texts_of(per_language)
     batches = batches_of(texts, encode, budget, stage.device)
-    stage.rows = measure(stage, name, model, source, batches, rounds)
-    stage.save()
+    measure(stage, model, batches, rounds, {"model": name, "texts": source, "languages": len(LANGUAGES)})
     show(f"probe on {stage.device}", stage.rows, COLUMNS)
     return 0
 

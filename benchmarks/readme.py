@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks import results
-from benchmarks.providers import PROVIDERS
+from benchmarks.providers import DUAL_GEMM, PROVIDERS
 from benchmarks.results import Row
 from benchmarks.stage import cell
 from slamkern.errors import SlamkernError
@@ -36,7 +36,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def _kernels(rows: Sequence[Row], shape: str) -> str:
     """Median milliseconds of every operation and provider at one shape, and slamkern's share of the ceiling."""
     chosen = [row for row in rows if row["shape"] == shape]
-    providers = [name for name in PROVIDERS if any(r["provider"] == name and "absent" not in r for r in chosen)]
+    timed = {row["provider"] for row in chosen if "absent" not in row}
+    providers = [name for name in (*PROVIDERS, DUAL_GEMM) if name in timed]
     lines: dict[tuple[object, ...], dict[str, Row]] = {}
     for row in chosen:
         key = (row["op"], row["languages"], row["layout"], row["tokens"], row["dtype"])
@@ -45,7 +46,7 @@ def _kernels(rows: Sequence[Row], shape: str) -> str:
     for (op, languages, layout, tokens, dtype), by_provider in lines.items():
         detail = ", ".join([f"{languages} languages"] * bool(languages) + [str(layout)] * (layout == "mixed"))
         shares = [row["share"] for name, row in by_provider.items() if "slamkern" in name and row.get("share")]
-        times = [by_provider[name].get("median_ms") for name in providers]
+        times = [by_provider.get(name, {}).get("median_ms") for name in providers]
         body.append([f"{op}{f', {detail}' if detail else ''}", tokens, dtype, *times, max(shares, default=None)])
     return markdown(["op", "tokens", "dtype", *(f"{name}, ms" for name in providers), "share of ceiling"], body)
 

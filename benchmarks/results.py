@@ -47,6 +47,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),  # how quiet the machine was: 1-minute average of runnable processes
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
         **versions,

@@ -8,9 +8,10 @@ import torch
 
 pytest.importorskip("rich")
 from benchmarks import ceilings, goals, gpu, kernels, probe, providers, readme, results
-from benchmarks.operations import Workload
+from benchmarks.operations import Workload, products
 from benchmarks.shapes import TINY
 from benchmarks.timing import Case, interleaved
+from slamkern.backends import backends
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +33,7 @@ def test_no_time_left_still_gives_three_rounds():
     assert interleaved({"a": Case(lambda _: None)}, CPU, rounds=50, seconds=0)["a"].rounds == 3
 
 
-@pytest.mark.parametrize("provider", [name for name in providers.PROVIDERS if name != providers.COMPILE])
+@pytest.mark.parametrize("provider", ["torch", "liger", "slamkern reference", "slamkern native"])
 def test_a_provider_computes_every_operation_or_says_why_not(provider):
     work = Workload(TINY, 40, 40, torch.float32, CPU, (providers.TORCH, provider))
     for operation in kernels.operations(work):
@@ -40,6 +41,15 @@ def test_a_provider_computes_every_operation_or_says_why_not(provider):
         if "absent" in row:
             assert provider not in ("torch", "slamkern reference"), row["absent"]
             assert not row["absent"].startswith(("failed", "wrong")), row["absent"]
+
+
+@pytest.mark.skipif(backends("cpu")["triton"] is not None, reason="needs Triton, interpreted")
+def test_triton_is_called_as_it_wants_to_be():
+    work = Workload(TINY, 40, 40, torch.float32, CPU, ("torch", "slamkern triton"))
+    for operation in products(work):
+        ready, absent = kernels.first_calls(operation)
+        assert not absent
+        assert (providers.DUAL_GEMM in ready) == (operation.name == "gated linear")
 
 
 def test_a_wrong_result_has_no_time(monkeypatch):
