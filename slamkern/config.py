@@ -13,7 +13,7 @@ import json
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -42,8 +42,8 @@ class DataSection(Section):
     path: str = ""
     languages: tuple[str, ...] | None = None
     content: Literal["question", "answer", "both"] = "question"
-    limit: int | None = Field(None, ge=1)
-    held_out: int = Field(20, ge=1)
+    limit: Annotated[int | None, Field(ge=1)] = None
+    held_out: Annotated[int, Field(ge=1)] = 20
     seed: int = 0
 
 
@@ -53,11 +53,11 @@ class ProbeSection(Section):
     task: str = "data"
     path: str | None = None
     languages: tuple[str, ...] | None = None
-    questions: int = Field(200, ge=1)
+    questions: Annotated[int, Field(ge=1)] = 200
     observe: Literal["gate", "hidden"] = "gate"
-    token_budget: int = Field(4096, ge=1)
-    max_length: int = Field(1024, ge=2)
-    groups: int = Field(8, ge=1)
+    token_budget: Annotated[int, Field(ge=1)] = 4096
+    max_length: Annotated[int, Field(ge=2)] = 1024
+    groups: Annotated[int, Field(ge=1)] = 8
 
 
 class SelectSection(Section):
@@ -67,13 +67,13 @@ class SelectSection(Section):
     """
 
     preset: str | None = None
-    k: int = Field(6, ge=1)
+    k: Annotated[int, Field(ge=1)] = 6
     score: str = "active_msd"
     rule: str = "top_k"
     region: str = "lower"
     center: str | None = None
-    neuron_fraction: float | None = Field(None, gt=0, le=1)
-    bootstrap: int = Field(200, ge=0)
+    neuron_fraction: Annotated[float | None, Field(gt=0, le=1)] = None
+    bootstrap: Annotated[int, Field(ge=0)] = 200
     seed: int = 0
     projections: tuple[Literal["gate", "up", "down"], ...] = ("up", "down")
 
@@ -89,11 +89,11 @@ class EvaluateSection(Section):
     task: str | None = "mgsm"
     path: str | None = None
     languages: tuple[str, ...] | None = None
-    limit: int | None = Field(None, ge=1)
+    limit: Annotated[int | None, Field(ge=1)] = None
     prompt: str = "metamath"
-    max_new_tokens: int = Field(512, ge=1)
-    batch_size: int = Field(16, ge=1)
-    chrf_limit: int = Field(20, ge=0)
+    max_new_tokens: Annotated[int, Field(ge=1)] = 512
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    chrf_limit: Annotated[int, Field(ge=0)] = 20
     english: str | None = None
 
 
@@ -127,7 +127,12 @@ class RunConfig(Section):
 
 
 SECTIONS: dict[str, type[Section]] = {
-    name: field.annotation for name, field in RunConfig.model_fields.items() if field.annotation is not None
+    "model": ModelSection,
+    "data": DataSection,
+    "probe": ProbeSection,
+    "select": SelectSection,
+    "train": TrainSection,
+    "evaluate": EvaluateSection,
 }
 
 

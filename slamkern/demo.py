@@ -27,7 +27,8 @@ RECIPES = {
         probe: {questions: 64}
         select: {k: 2}
         train: {learning_rate: 2.0e-3, max_steps: 120, tokens_per_batch: 1536, prompt: authors, packing: false}
-        evaluate: {task: corpus, limit: 10, prompt: authors, max_new_tokens: 72, batch_size: 128, chrf_limit: 16, english: "corpus:"}
+        evaluate: {task: corpus, limit: 10, prompt: authors, max_new_tokens: 72, batch_size: 128, chrf_limit: 16,
+                   english: "corpus:"}
     """,
     "smollm2": """
         model: {name: smollm2}
@@ -35,7 +36,8 @@ RECIPES = {
         probe: {questions: 8}
         select: {k: 6}
         train: {learning_rate: 3.0e-4, max_steps: 30, tokens_per_batch: 512, prompt: authors}
-        evaluate: {task: corpus, limit: 2, prompt: authors, max_new_tokens: 64, batch_size: 32, chrf_limit: 2, english: "corpus:"}
+        evaluate: {task: corpus, limit: 2, prompt: authors, max_new_tokens: 64, batch_size: 32, chrf_limit: 2,
+                   english: "corpus:"}
     """,
 }
 
@@ -53,7 +55,12 @@ def demo_config(out: str | Path, model: str, overrides: Iterable[str] = ()) -> R
 
 
 def run_demo(
-    out: str | Path, model: str = "tiny", *, overrides: Iterable[str] = (), size: ModelSize | None = None, progress: bool = True
+    out: str | Path,
+    model: str = "tiny",
+    *,
+    overrides: Iterable[str] = (),
+    size: ModelSize | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Run the demo in ``out``, or go on with it; returns the metrics of the run."""
     out = Path(out)

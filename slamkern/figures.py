@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 INK, MUTED, BLUE, ORANGE = "#1f2933", "#7b8794", "#2f6db3", "#d9730d"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.edgecolor": "#cbd2d9", "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": 9, "axes.titlelocation": "left", "figure.constrained_layout.use": True,
@@ -63,14 +63,18 @@ def layer_heatmap(
         return _png(figure)
 
 
-def layer_bars(scores: Sequence[float], selected: Sequence[int], score_name: str, stability: Sequence[float] | None) -> bytes:
-    """One bar a layer (its mean score), selected ones in orange; above a bar, how often the bootstrap chose the layer."""
+def layer_bars(
+    scores: Sequence[float], selected: Sequence[int], score_name: str, stability: Sequence[float] | None
+) -> bytes:
+    """One bar a layer (its mean score), selected ones in orange; above it, how often the bootstrap chose the layer."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
         layers = len(scores)
         figure, axes = _figure(max(4.8, min(0.3 * layers + 1.5, 11)), 2.6)
-        axes.bar(range(layers), scores, width=0.72, color=[ORANGE if i in selected else "#c3d4e8" for i in range(layers)])
+        axes.bar(
+            range(layers), scores, width=0.72, color=[ORANGE if i in selected else "#c3d4e8" for i in range(layers)]
+        )
         axes.set_xticks(range(layers), [str(i) for i in range(layers)], fontsize=9 if layers <= 24 else 7)
         axes.set_xlabel("layer")
         axes.set_ylabel(score_name)
@@ -84,15 +88,16 @@ def layer_bars(scores: Sequence[float], selected: Sequence[int], score_name: str
         return _png(figure)
 
 
-def loss_curve(losses: Sequence[float], smoothing: int = 0) -> bytes:
+def loss_curve(losses: Sequence[float]) -> bytes:
     """Training loss per supervised token over the steps: every step in light, its running mean in dark."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(6.4, 2.6)
         steps = range(1, len(losses) + 1)
-        window = smoothing or max(1, len(losses) // 20)
-        mean = [sum(losses[max(0, i - window + 1) : i + 1]) / (i + 1 - max(0, i - window + 1)) for i in range(len(losses))]
+        window = max(1, len(losses) // 20)
+        recent = [losses[max(0, i - window + 1) : i + 1] for i in range(len(losses))]
+        mean = [sum(values) / len(values) for values in recent]
         axes.plot(steps, losses, color="#b8cbe2", linewidth=1, marker="o" if len(losses) < 3 else None)
         axes.plot(steps, mean, color=BLUE, linewidth=1.8)
         axes.set(xlabel="step", ylabel="loss per supervised token")

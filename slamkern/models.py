@@ -60,7 +60,7 @@ def _source(spec: str) -> tuple[str, dict[str, Any]]:
     if not spec:
         raise SlamkernError("no model given: use --model or model.name (a folder, a .gguf file, a hub id, or smollm2)")
     if spec == "demo":
-        raise SlamkernError("the demo's model is made by `slamkern demo`; then use its folder: --model slamkern-demo/model")
+        raise SlamkernError("the demo's model is made by `slamkern demo`; then use --model slamkern-demo/model")
     path = _smollm2_file() if spec == "smollm2" else Path(spec).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -95,7 +95,7 @@ def load_model(spec: str, dtype: str = "auto", device: str = "auto") -> tuple[An
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra)
         model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=precision, **extra)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ... for one bad folder
+    except Exception as error:  # transformers raises a dozen unrelated kinds for one bad folder
         hint = "" if Path(source).exists() else " (there is no local folder of that name either)"
         raise SlamkernError(f"cannot load model {spec!r}: {_first_line(error)}{hint}") from error
     if extra and isinstance(model.config.eos_token_id, int):

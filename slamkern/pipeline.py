@@ -148,7 +148,7 @@ def alignment_pairs(config: RunConfig) -> tuple[list[Pair], list[Pair]]:
     """(pairs to train on, held-out pairs) of the data section."""
     data = config.data
     if not data.path:
-        raise SlamkernError("no data given: use --data or data.path (a folder, a .jsonl file, corpus: or hf:owner/name)")
+        raise SlamkernError("no data given: use --data or data.path (a folder, a JSON file, corpus: or hf:owner/name)")
     pairs = load_pairs(data.path, data.languages, content=data.content, limit=data.limit)
     return split_pairs(pairs, data.held_out, data.seed)
 

@@ -33,7 +33,12 @@ def write_report(folder: str | Path) -> Path:
     if selection:
         sections.insert(0, _selection_section(folder, selection))
     if metrics:
-        sections = [*_result_sections(folder, metrics), _training_section(folder, metrics), *sections, _setting(metrics)]
+        sections = [
+            *_result_sections(folder, metrics),
+            _training_section(folder, metrics),
+            *sections,
+            _setting(metrics),
+        ]
     missing = [name for name in PARTS if name not in present]
     from jinja2 import Environment, PackageLoader
 
@@ -89,7 +94,10 @@ def _facts(metrics: Mapping[str, Any], selection: Mapping[str, Any]) -> list[tup
         facts += [
             (f"parameters trained ({trained:,} of {total:,})", f"{100 * trained / total:.2f} %"),
             ("real tokens per second", f"{metrics['tokens_per_second']:,.0f}"),
-            (f"training loss after {metrics['steps']} steps", f"{metrics['losses'][0]:.2f} → {metrics['losses'][-1]:.2f}"),
+            (
+                f"training loss after {metrics['steps']} steps",
+                f"{metrics['losses'][0]:.2f} → {metrics['losses'][-1]:.2f}",
+            ),
         ]
     return facts
 
@@ -104,8 +112,7 @@ def _result_sections(folder: Path, metrics: Mapping[str, Any]) -> list[dict[str,
 
 def _translation_section(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     before, after = metrics["before"]["translation"], metrics["after"]["translation"]
-    losses = [{code: row["loss"] for code, row in part.items()} for part in (before, after)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for code in before:
         old, new = before[code], after[code]
         cells = [code, f"{old['loss']:.3f}", f"{new['loss']:.3f}"]
@@ -116,19 +123,21 @@ def _translation_section(folder: Path, metrics: Mapping[str, Any]) -> dict[str, 
         rows.append({"cells": _cells(cells, **marks)})
     head = ["language", "loss before", "loss after"]
     head += ["chrF before", "chrF after"] if any("chrf" in row for row in before.values()) else []
+    losses = ({code: row["loss"] for code, row in part.items()} for part in (before, after))
+    image = figures.before_after(next(losses), next(losses), "held-out loss")
     old, new = metrics["before"]["english_loss"], metrics["after"]["english_loss"]
     return {
         "title": "Held-out translation into English",
-        "text": f"Questions that training never saw ({metrics['data']['held_out_pairs']} pairs). Loss is per token of the "
-        f"English question; lower is better. chrF compares generated with true English; higher is better. "
+        "text": f"Questions that training never saw ({metrics['data']['held_out_pairs']} pairs). Loss is per token of "
+        f"the English question; lower is better. chrF compares generated with true English; higher is better. "
         f"English itself: loss per token on English reasoning text {old:.3f} before, {new:.3f} after.",
-        "figures": [_figure(folder, "translation_loss", figures.before_after(*losses, "held-out loss"), "loss per language")],
+        "figures": [_figure(folder, "translation_loss", image, "held-out loss per language")],
         "table": {"head": head, "rows": rows},
     }
 
 
 def _accuracy_section(folder: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for code in before["accuracy"]:
         cells: list[str] = [code, str(after["n"][code])]
         for part in (before, after):
@@ -141,12 +150,13 @@ def _accuracy_section(folder: Path, before: Mapping[str, Any], after: Mapping[st
         low, high = part["average_interval"]
         totals += [f"{part['average']:.1f}", f"{low:.0f} to {high:.0f}", f"{part['strict_average']:.1f}"]
     rows.append({"cells": _cells(totals), "total": True})
+    image = figures.before_after(before["accuracy"], after["accuracy"], "correct, %", 0)
     head = ["language", "questions", "before %", "95 %", "strict %", "after %", "95 %", "strict %"]
     return {
         "title": f"Answer accuracy on {after['task']}",
-        "text": f"Greedy answers, zero-shot, prompt {after['prompt']!r}. Rule: {after['rule']}; the strict rule reads numbers "
-        "as people write them. Intervals are 95 %; the average is unweighted over languages.",
-        "figures": [_figure(folder, "accuracy", figures.before_after(before["accuracy"], after["accuracy"], "correct, %", 0), "accuracy per language")],
+        "text": f"Greedy answers, zero-shot, prompt {after['prompt']!r}. Rule: {after['rule']}; the strict rule reads "
+        "numbers as people write them. Intervals are 95 %; the average is unweighted over languages.",
+        "figures": [_figure(folder, "accuracy", image, "accuracy per language")],
         "table": {"head": head, "rows": rows},
     }
 
@@ -162,7 +172,10 @@ def _training_section(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any
             ("tokens per second", f"{metrics['tokens_per_second']:,.0f}"),
             ("padding", f"{100 * metrics['padding_share']:.1f} %"),
             ("peak memory", f"{memory / 2**20:,.0f} MiB"),
-            ("pairs", f"{metrics['data']['train_pairs']:,} for training, {metrics['data']['held_out_pairs']:,} held out"),
+            (
+                "pairs",
+                f"{metrics['data']['train_pairs']:,} for training, {metrics['data']['held_out_pairs']:,} held out",
+            ),
             ("training prompt", metrics["training_prompt"]),
         ],
     }
@@ -176,7 +189,11 @@ def _selection_section(folder: Path, selection: Mapping[str, Any]) -> dict[str, 
     text = f"Score {selection['score']!r}, mean over languages. Chosen: {chosen}."
     if stability:
         text += " Stability is the share of bootstrap resamples of the probe's questions in which a layer is chosen."
-    return {"title": "Selected layers", "text": text, "figures": [_figure(folder, "selection", image, "score per layer")]}
+    return {
+        "title": "Selected layers",
+        "text": text,
+        "figures": [_figure(folder, "selection", image, "score per layer")],
+    }
 
 
 def _activity_sections(folder: Path, selection: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -199,7 +216,9 @@ def _activity_sections(folder: Path, selection: Mapping[str, Any]) -> list[dict[
         distance = SCORES["english_overlap"](stats)
         others = [index for index, code in enumerate(languages) if code != "en"]
         overlap = (1 - distance[:, others]).tolist()
-        image = figures.layer_heatmap(overlap, [languages[i] for i in others], "share of English's active neurons", layers)
+        image = figures.layer_heatmap(
+            overlap, [languages[i] for i in others], "share of English's active neurons", layers
+        )
         text = "Of the neurons most active on English, the share that is active on the other language, too."
         sections.append(_map_section(folder, "english_overlap", "Overlap with English", text, image))
     return sections
@@ -214,5 +233,8 @@ def _setting(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": "Setting",
         "facts": [("model", metrics["model"]), ("data", metrics["data"]["path"]), ("time", seconds)],
-        "details": {"summary": "full configuration", "text": json.dumps(metrics["config"], indent=2, ensure_ascii=False)},
+        "details": {
+            "summary": "full configuration",
+            "text": json.dumps(metrics["config"], indent=2, ensure_ascii=False),
+        },
     }

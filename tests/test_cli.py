@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from tiny_causal_lm import tiny_model, tiny_tokenizer
 
 from slamkern import training
-from slamkern.cli import app, main
+from slamkern.cli import main
+from slamkern.commands import app
 
 SMALL = ["-l", "de,zh", "-s", "data.limit=12", "-s", "data.held_out=2", "-s", "probe.questions=4"]
 
@@ -47,12 +48,12 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str], *words: str)
         assert word in error
 
 
-def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(capfd: pytest.CaptureFixture[str]) -> None:
     for command in app.registered_commands:
         assert command.callback is not None
         name = command.callback.__name__
         assert main([name, "--help"]) == 0
-        assert name in capsys.readouterr().out
+        assert name in capfd.readouterr().out  # of this process or of what it starts
 
 
 def test_probe_select_train_export(work: Path, model: str) -> None:
@@ -101,7 +102,10 @@ def test_environment(capsys: pytest.CaptureFixture[str]) -> None:
         (["probe", "--model", "demo", "--data", "corpus:", "--out", "OUT"], ["slamkern demo"]),
         (["probe", "--model", "x.gguf", "--data", "corpus:", "--out", "OUT"], ["no model file x.gguf"]),
         (["probe", "--model", "no/such-model", "--data", "corpus:", "--out", "OUT"], ["cannot load", "no/such-model"]),
-        (["probe", "--model", "MODEL", "--data", "corpus:", "--out", "OUT", "-s", "model.dtyp=float16"], ["model.dtype?"]),
+        (
+            ["probe", "--model", "MODEL", "--data", "corpus:", "--out", "OUT", "-s", "model.dtyp=float16"],
+            ["model.dtype?"],
+        ),
         (["probe", "--model", "MODEL", "--data", "corpus:", "--out", "OUT", "-s", "model.device=gpu9"], ["'gpu9'"]),
         (["run", "--config", "absent.yaml", "--out", "OUT"], ["absent.yaml"]),
         (["run", "--model", "MODEL", "--data", "RAGGED", "--out", "OUT"], ["3 lines", "2", "not parallel"]),
@@ -140,14 +144,16 @@ def test_bad_input(
 
 
 def test_unusable_models(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An unknown model type, one without an FFN that can be fused, weights that are not finite, another model's selection."""
+    """An unknown type, no FFN that can be fused, weights that are not finite, a selection for another model."""
     from transformers import AutoModelForCausalLM, BloomConfig
 
     unknown, bloom, broken, other = (tmp_path / name for name in ("unknown", "bloom", "broken", "other"))
     for folder in (unknown, bloom, broken, other):
         tiny_tokenizer().save_pretrained(folder)
     (unknown / "config.json").write_text('{"model_type": "nosuchmodel"}')
-    AutoModelForCausalLM.from_config(BloomConfig(vocab_size=300, hidden_size=8, n_layer=1, n_head=1)).save_pretrained(bloom)
+    AutoModelForCausalLM.from_config(BloomConfig(vocab_size=300, hidden_size=8, n_layer=1, n_head=1)).save_pretrained(
+        bloom
+    )
     poisoned = tiny_model()
     with torch.no_grad():
         poisoned.model.layers[1].mlp.gate_proj.weight[3, 5] = float("nan")
@@ -165,7 +171,16 @@ def test_unusable_models(work: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     fails(probe(unknown), capsys, "nosuchmodel")
     fails(probe(bloom), capsys, "FFN")
     fails(probe(broken), capsys, "NaN")
-    train = ["train", "--data", "corpus:", *SMALL, "--selection", str(work / "selection"), "--out", str(tmp_path / "out")]
+    train = [
+        "train",
+        "--data",
+        "corpus:",
+        *SMALL,
+        "--selection",
+        str(work / "selection"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     fails([*train, "--model", str(other)], capsys, "probe and select again")
     assert not (tmp_path / "out").exists()
 
@@ -179,7 +194,9 @@ def test_output_of_another_run(work: Path, model: str, capsys: pytest.CaptureFix
     fails([*train, "--resume"], capsys, "another run")
 
 
-def test_full_disk(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk(
+    work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -197,7 +214,18 @@ def test_interrupt(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train", interrupt)
-    arguments = [command, "--model", model, "--data", "corpus:", *SMALL, "--out", str(tmp_path / "out"), "-s", "select.k=1"]
+    arguments = [
+        command,
+        "--model",
+        model,
+        "--data",
+        "corpus:",
+        *SMALL,
+        "--out",
+        str(tmp_path / "out"),
+        "-s",
+        "select.k=1",
+    ]
     arguments += ["--selection", str(work / "selection")] if command == "train" else ["-s", "evaluate.task=null"]
     assert main([*arguments, "-s", "evaluate.chrf_limit=0"]) == 130
     assert hint in capsys.readouterr().err.splitlines()[-1]

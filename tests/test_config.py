@@ -17,7 +17,9 @@ def test_train_section_is_the_recipe() -> None:
 
 def test_file_then_overrides(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text('data: {path: "corpus:", languages: [de, fr]}\nselect: {k: 4}\ntrain:\n  learning_rate: 1.0e-4\nprobe:\n')
+    path.write_text(
+        'data: {path: "corpus:", languages: [de, fr]}\nselect: {k: 4}\ntrain:\n  learning_rate: 1.0e-4\nprobe:\n'
+    )
     config = load_config(path, ["select.k=2", "train.learning_rate=2e-3", "data.path=corpus:50", "select.k=3"])
     assert config.select.k == 3
     assert config.train_config().learning_rate == 2e-3
@@ -63,7 +65,7 @@ def test_mistakes_in_an_override(override: str, message: str) -> None:
 
 
 def test_missing_file() -> None:
-    with pytest.raises(SlamkernError, match="no configuration file nowhere.yaml"):
+    with pytest.raises(SlamkernError, match=r"no configuration file nowhere\.yaml"):
         load_config("nowhere.yaml")
 
 

@@ -11,9 +11,7 @@ from slamkern.demo import demo_config, run_demo
 from slamkern.demo_model import ModelSize, build_model, train_tokenizer
 from slamkern.errors import SlamkernError
 
-SMALL = ModelSize(
-    vocabulary=400, hidden=32, layers=4, heads=2, intermediate=64, problems=40, repeated=10, foreign=10, row=64
-)
+SMALL = ModelSize(vocabulary=400, hidden=32, layers=4, heads=2, intermediate=64, problems=40, foreign=10, row=64)
 SHORT = ["data.limit=12", "data.held_out=2", "probe.questions=4", "select.k=1", "train.max_steps=2",
          "evaluate.limit=1", "evaluate.chrf_limit=1", "evaluate.max_new_tokens=4"]  # fmt: skip
 
@@ -61,7 +59,7 @@ def test_whole_demo_and_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     caplog.clear()
     assert run_demo(out, overrides=SHORT, size=SMALL, progress=False) == metrics
     assert f"rm -r {out}" in caplog.text
-    with pytest.raises(SlamkernError, match="select.k was 1, now 2"):
+    with pytest.raises(SlamkernError, match=r"select\.k was 1, now 2"):
         run_demo(out, overrides=[*SHORT, "select.k=2"], size=SMALL, progress=False)
 
 

@@ -108,7 +108,7 @@ def test_interrupted_run_ends_where_the_unbroken_one_ends(
 
 
 def test_other_folders_are_refused(finished: Path, model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(SlamkernError, match="holds another run: select.k was 1, now 2"):
+    with pytest.raises(SlamkernError, match=r"holds another run: select\.k was 1, now 2"):
         pipeline.run(configuration(model_folder, select={"k": 2}), finished, progress=False)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(SlamkernError, match="not empty and holds no run"):

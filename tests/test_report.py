@@ -69,7 +69,17 @@ def test_page_is_self_contained_and_complete(folder: Path) -> None:
     assert all((folder / "figures" / f"{name}.png").read_bytes().startswith(PNG) for name in names)
     assert not re.findall(r'(?:src|href)="(?!data:)', page) and "http" not in page
     assert "tiny&lt;b&gt;" in page and "tiny<b>" not in page
-    for expected in ("25.60 %", "256 of 1,000", "679", "1,024 MiB", "metamath", "last number", "alpaca", "62.5", "30 to 95"):
+    for expected in (
+        "25.60 %",
+        "256 of 1,000",
+        "679",
+        "1,024 MiB",
+        "metamath",
+        "last number",
+        "alpaca",
+        "62.5",
+        "30 to 95",
+    ):
         assert expected in page
 
 
