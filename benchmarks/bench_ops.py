@@ -3,7 +3,6 @@
 Small enough for a minute on two cores; the tables of the README come from ``python -m benchmarks.kernels``.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -34,7 +33,7 @@ def measured() -> dict[str, Operation]:
 
 @pytest.mark.parametrize("provider", [name for name in PROVIDERS if name != COMPILE])
 @pytest.mark.parametrize("name", sorted(_all()))
-def test_operation(name: str, provider: str, measured: dict[str, Operation], benchmark: Callable[..., Any]) -> None:
+def test_operation(name: str, provider: str, measured: dict[str, Operation], benchmark: Any) -> None:
     case = measured[name].cases[provider]
     if isinstance(case, Absent):
         pytest.skip(f"{provider}: {case}")
@@ -45,4 +44,4 @@ def test_operation(name: str, provider: str, measured: dict[str, Operation], ben
             torch.cuda.synchronize()
 
     benchmark.group = name
-    benchmark.pedantic(run, setup=lambda: ((case.prepare(),), {}), rounds=10, warmup_rounds=2)  # type: ignore[attr-defined]
+    benchmark.pedantic(run, setup=lambda: ((case.prepare(),), {}), rounds=10, warmup_rounds=2)

@@ -5,6 +5,7 @@ the other stages wrote for this device. A goal without a measurement has the rea
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,7 +44,7 @@ def native_op(stage: Stage) -> Iterator[Row]:
     tokens, widths = (64, (48,)) if stage.dry else (4096, (1536, 11008))
     for neurons in widths:
         gate, up = torch.randn(tokens, neurons), torch.randn(tokens, neurons)
-        cases = {"torch": Case(lambda _, gate=gate, up=up: F.silu(gate) * up)}
+        cases = {"torch": Case(partial(_silu_mul, gate, up))}
         for languages in (1, 10, 32):
             ids = (torch.arange(tokens) * languages // tokens).int()
             try:
@@ -51,7 +52,7 @@ def native_op(stage: Stage) -> Iterator[Row]:
             except providers.Absent as reason:
                 yield row(f"native op, {tokens} x {neurons}", 0.35, None, "x", "goals", at_most=True, note=str(reason))
                 return
-            cases[f"{languages}"] = Case(lambda _, run=run, gate=gate, up=up, ids=ids: run(gate, up, ids))
+            cases[f"{languages}"] = Case(partial(_statistics, run, (gate, up, ids)))
         rounds = 3 if stage.dry else 15
         times = {
             name: timing.median_ms
@@ -62,6 +63,14 @@ def native_op(stage: Stage) -> Iterator[Row]:
         yield row(goal, 0.35, times["10"] / times["torch"], "x time", "goals", at_most=True)
         goal = f"native op, 32 languages / 1 language, {what}"
         yield row(goal, 1.05, times["32"] / times["1"], "x time", "goals", at_most=True)
+
+
+def _silu_mul(gate: Tensor, up: Tensor, _: None) -> Tensor:
+    return F.silu(gate) * up
+
+
+def _statistics(run: Callable[..., Any], arguments: tuple[Tensor, ...], _: None) -> Any:
+    return run(*arguments)
 
 
 def host_overhead(stage: Stage) -> Iterator[Row]:
@@ -99,7 +108,9 @@ def probe(stage: Stage) -> Iterator[Row]:
         ("against_unpatched", 1.05, "unpatched without statistics"),
         ("against_hooks", 1.3, "forward hooks"),
     ):
-        yield row(f"{what} / {other}", limit, found and found[column], "x speed", "probe", at_most=False, note=note)
+        yield row(
+            f"{what} / {other}", limit, found[column] if found else None, "x speed", "probe", at_most=False, note=note
+        )
 
 
 def gpu_kernels(stage: Stage) -> Iterator[Row]:
@@ -117,7 +128,7 @@ def gpu_kernels(stage: Stage) -> Iterator[Row]:
             wanted = {"op": op, "provider": provider, "shape": shape, **fields}
             return next((r.get(column) for r in rows if wanted.items() <= r.items()), None)
 
-        ten = {"languages": 10, "layout": "grouped"}
+        ten: Row = {"languages": 10, "layout": "grouped"}
         measured = SimpleNamespace(
             share=value("statistics", triton, "share", **ten),
             cost=_ratio(value("statistics", triton, **ten), value("forward", triton)),

@@ -83,8 +83,8 @@ def first_calls(operation: Operation) -> tuple[dict[str, Case], dict[str, str]]:
         value = _first_tensor(result).float()
         if provider == TORCH:
             expected = value
-        if expected is not None and not (error := (value - expected).norm() / expected.norm()) < _WRONG:
-            absent[provider] = f"wrong result: relative error {float(error):.2g}"
+        if expected is not None and not (off := (value - expected).norm() / expected.norm()) < _WRONG:
+            absent[provider] = f"wrong result: relative error {float(off):.2g}"
         else:
             ready[provider] = case
     return ready, absent

@@ -15,6 +15,7 @@ slamkern               ``record_stats``: count, mean, m2 and active per language
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ class HookStatistics:
 
 
 def measure(stage: Stage, model: nn.Module, batches: list[Batch], rounds: int, about: Row) -> None:
-    """One row a variant, ``about`` in each; a batch's time is its median, a variant's the sum over the batches so far."""
+    """One row a variant, ``about`` in each; its time is the sum over the batches so far of their medians."""
     hooked, fused, recorded = twin(model), patch_model(twin(model)), patch_model(twin(model))
     ffns = fused_ffns(fused)
     hooks = HookStatistics(hooked, [f"{f.path}.{f.act}" for f in ffns], len(LANGUAGES), ffns[0].neurons)
@@ -127,7 +128,7 @@ def measure(stage: Stage, model: nn.Module, batches: list[Batch], rounds: int, a
         recorder = stack.enter_context(record_stats(recorded, list(LANGUAGES)))
         for done, (input_ids, language_ids) in enumerate(batches):
 
-            def forward(which: nn.Module, input_ids: Tensor = input_ids) -> None:
+            def forward(which: Any, input_ids: Tensor = input_ids) -> None:
                 which.base_model(input_ids=input_ids, use_cache=False)
 
             def with_hooks(_: None, language_ids: Tensor = language_ids, forward: Any = forward) -> None:
@@ -139,9 +140,9 @@ def measure(stage: Stage, model: nn.Module, batches: list[Batch], rounds: int, a
                     forward(recorded)
 
             cases = {
-                "unpatched": Case(lambda _, forward=forward: forward(model)),
+                "unpatched": Case(partial(_on, forward, model)),
                 "forward hooks": Case(with_hooks),
-                "patched": Case(lambda _, forward=forward: forward(fused)),
+                "patched": Case(partial(_on, forward, fused)),
                 "slamkern": Case(with_recorder),
             }
             # A batch of another shape warms nothing up that matters, and costs seconds on a CPU.
@@ -153,6 +154,10 @@ def measure(stage: Stage, model: nn.Module, batches: list[Batch], rounds: int, a
             real_tokens += int((language_ids >= 0).sum())
             stage.rows = _rows(milliseconds, about | {"real_tokens": real_tokens, "batches": done + 1})
             stage.save()
+
+
+def _on(forward: Callable[[Any], None], model: nn.Module, _: None) -> None:
+    forward(model)
 
 
 def _rows(milliseconds: dict[str, float], about: Row) -> list[Row]:
