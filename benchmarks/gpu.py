@@ -85,6 +85,7 @@ def run_stage(plan: Plan, stage: str, minutes: float) -> Row:
     print(f"\n== {stage}: {' '.join(command)}", flush=True)
     started = time.monotonic()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}  # bars would fill the logs
     # Half a minute more than the stage itself aims at, for imports and its last measurement.
     limit = 60 * minutes + 30
     log = plan.folder / f"{stage}.log"
