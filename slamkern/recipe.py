@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from slamkern.errors import SlamkernError
+from slamkern.memory import parse_bytes
 from slamkern.trainable import trained_parameters
 
 
@@ -18,6 +19,7 @@ class TrainConfig:
     max_steps: exactly this many steps, over as many epochs as they take, instead of ``epochs``. clip 0: no clipping.
     save_every 0: no checkpoints before the end (Ctrl-C still writes one). packing False: padded batches, for models
     without packed attention. gradient_checkpointing: recompute activations in backward, for less memory.
+    memory_budget: like "24GB"; as few FFNs as it takes for a step to fit recompute gate and up (see memory.py).
     """
 
     learning_rate: float = 2e-5
@@ -36,6 +38,7 @@ class TrainConfig:
     max_length: int = 1024
     packing: bool = True
     gradient_checkpointing: bool = False
+    memory_budget: str | None = None
     save_every: int = 0
     log_every: int = 10
     tensorboard: bool = False
@@ -51,6 +54,10 @@ class TrainConfig:
             raise SlamkernError(f"max_steps is {self.max_steps}; it must be at least 1, or None for whole epochs")
         if self.schedule not in ("cosine", "constant"):
             raise SlamkernError(f"unknown schedule {self.schedule!r}; use cosine or constant")
+        if self.memory_budget is not None:
+            parse_bytes(self.memory_budget)
+            if not self.packing or self.gradient_checkpointing:
+                raise SlamkernError("memory_budget plans packed batches without gradient_checkpointing; choose one")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise SlamkernError(f"betas are {self.betas}; each must be at least 0 and below 1")
 

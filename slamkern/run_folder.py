@@ -40,8 +40,8 @@ COMPARED = {
     "held_out": "held-out data",
     "frozen_weights": "frozen weights",
 }
-# These change what is written and shown, not what is computed.
-WITHOUT_EFFECT = ("log_every", "save_every", "tensorboard")
+# These change what is written and shown, or what is computed twice, not the result.
+WITHOUT_EFFECT = ("log_every", "memory_budget", "save_every", "tensorboard")
 
 
 @dataclass

@@ -34,6 +34,7 @@ from slamkern.data import Pair
 from slamkern.errors import SlamkernError
 from slamkern.interrupt import StopAtStep
 from slamkern.loss import describe_head, read_head
+from slamkern.memory import parse_bytes, recomputing
 from slamkern.optim import MasterAdamW, learning_rate
 from slamkern.packing import render_sample
 from slamkern.recipe import TrainConfig, TrainResult
@@ -76,7 +77,8 @@ def train(
     _check(model, selection, out, resume)
     examples = tokenize(pairs, tokenizer, config)
     unseen = tokenize(held_out, tokenizer, config) if held_out else []
-    steps = plan_steps([len(example.input_ids) for example in examples], config)
+    lengths = [len(example.input_ids) for example in examples]
+    steps = plan_steps(lengths, config)
     identity = run_identity(model, examples, unseen, asdict(config))
     run = RunFolder(None, identity) if out is None else open_run(out, identity, resume=resume)
     run.write_samples([render_sample(example, tokenizer) for example in examples[:3]])
@@ -99,6 +101,16 @@ def train(
 
         head = read_head(model)
         log.info(describe_head(head))
+        if config.memory_budget is not None:
+            plan = recomputing(
+                model,
+                max(sum(lengths[index] for index in batch) for step in steps for batch in step),
+                parse_bytes(config.memory_budget),
+                length=max(lengths),
+                accumulation=config.accumulation,
+                head=head,
+            )
+            stack.enter_context(plan)
         optimizer = MasterAdamW(
             trained_parameters(model).items(), betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
         )
