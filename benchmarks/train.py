@@ -9,6 +9,7 @@ without result files. Fails when the loss curves of exact variants differ by mor
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, rest = _own_options(argv)
     torch.manual_seed(0)
     failed = False
+    started = time.monotonic()
     if own.scaling != "only":
         stage = Stage("train", __doc__.splitlines()[0], rest)
         options = TrainOptions.for_device(
@@ -47,16 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             steps=own.steps,
             variants=own.variants.split(",") if own.variants else None,
         )
-        stage.rows = profile_rows(options, progress=_tell)
-        stage.save()
+        for rows in profile_rows(options, seconds=stage.seconds_left, progress=_tell):
+            stage.rows = rows
+            stage.save()
         show(f"training step on {stage.device}", stage.rows, COLUMNS)
         message, failed = curve_check(stage.rows)
         print(message)
     if own.scaling != "no":
         stage = Stage("scaling", "how a training step scales", rest)
-        for rows in scaling_rows(stage.device, dry=stage.dry, progress=_tell):
-            stage.rows += rows
+        deadline = started + stage.seconds_left
+        for point in scaling_rows(stage.device, dry=stage.dry, progress=_tell):
+            stage.rows += point
             stage.save()
+            if time.monotonic() > deadline:
+                print("scaling: the other points are left out, no time was left (--minutes)")
+                break
         show(f"scaling on {stage.device}", stage.rows, SCALING_COLUMNS)
     return 1 if failed else 0
 

@@ -3,6 +3,7 @@
 Shared by ``slamkern bench train`` and by the benchmarks of the repository, which also store the rows.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,8 +76,10 @@ class TrainOptions:
         return cls(device, **defaults | {name: value for name, value in given.items() if value is not None})
 
 
-def profile_rows(options: TrainOptions, *, progress: Progress = lambda _: None) -> list[Row]:
-    """One row a variant, with the circumstances in each row."""
+def profile_rows(
+    options: TrainOptions, *, seconds: float = math.inf, progress: Progress = lambda _: None
+) -> Iterator[list[Row]]:
+    """One row a variant with the circumstances in each, again and again as more is measured; the last is the result."""
     if options.model is not None:
         build, tokenizer = checkpoint_builder(options.model, options.device, options.dtype)
         vocabulary = build().config.vocab_size
@@ -97,13 +100,14 @@ def profile_rows(options: TrainOptions, *, progress: Progress = lambda _: None) 
         "trained_layers": options.layers,
         "real_tokens": sum(len(example.input_ids) for step in work.steps for example in step),
     }
-    return [_shown(row) | circumstances for row in profile(build, work, settings, progress=progress)]
+    for rows in profile(build, work, settings, seconds=seconds, progress=progress):
+        yield [_shown(row) | circumstances for row in rows]
 
 
 def scaling_rows(
     device: torch.device, *, dry: bool = False, progress: Progress = lambda _: None
 ) -> Iterator[list[Row]]:
-    """The rows of the scaling table, a point at a time."""
+    """The rows of the scaling table, a point of it at a time."""
     for rows in scaling(device, resolve_dtype("auto", device), axes_for(device, dry=dry), progress=progress):
         yield [_shown(row) for row in rows]
 

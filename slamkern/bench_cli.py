@@ -59,7 +59,7 @@ def train(
         layers=layers,
         variants=variants.split(",") if variants else None,
     )
-    rows = profile.profile_rows(options, progress=_tell)
+    *_, rows = profile.profile_rows(options, progress=_tell)
     _table(f"training step, {options.model or options.shape} on {where}", rows, profile.COLUMNS)
     message, failed = profile.curve_check(rows)
     typer.echo(message)

@@ -9,6 +9,8 @@ median over the steps of how many times longer than slamkern a variant took for 
 share of the measured GEMM rate that the executed FLOPs reach, ``useful_utilisation`` that of the least possible FLOPs.
 """
 
+import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,27 +68,47 @@ def gemm_ceiling(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def profile(
-    build: Builder, work: Workload, settings: Settings, *, progress: Callable[[str], None] = lambda _: None
-) -> list[Row]:
-    """One row a variant, in the order of ``settings.variants``; a variant that cannot run has a row that says why."""
+    build: Builder,
+    work: Workload,
+    settings: Settings,
+    *,
+    seconds: float = math.inf,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Iterator[list[Row]]:
+    """After each step that all variants of a group have taken: a row for every variant, in the order of ``settings``.
+
+    A variant that cannot run, or has not yet, has a row that says so. The last list is the result; ``seconds`` ends the
+    profile early, after a timed step or before the next group. Raises SlamkernError for fewer than two steps.
+    """
     if len(work.steps) < 2:
         raise SlamkernError(f"{len(work.steps)} steps; the first is not timed, so at least 2 are needed")
+    deadline = time.monotonic() + seconds
     model = build()
     device, dtype, dimensions = model.device, model.dtype, Dimensions.of(model.config)
     del model
     measured = [_Measured(VARIANTS[name], failure=absent(VARIANTS[name], device)) for name in settings.variants]
     able = [entry for entry in measured if entry.failure is None]
-    groups = [[entry] for entry in able] if device.type == "cuda" else [able]
+    # What the others are compared with comes first, in case the time runs out.
+    one_by_one = sorted(([entry] for entry in able), key=lambda group: group[0].variant.name != "slamkern")
+    first = work.steps[0]
+    lengths = [len(example.input_ids) for example in first]
+    least = dimensions.least_flops(lengths, supervised_tokens(first), settings.layers)
     ceilings = [gemm_ceiling(device, dtype)]
-    for group in groups:
+
+    def rows() -> list[Row]:
+        return [_row(entry, measured, work, least, statistics.median(ceilings)) for entry in measured]
+
+    for turn, group in enumerate(one_by_one if device.type == "cuda" else [able]):
+        if turn and time.monotonic() > deadline:
+            break
         for number in _steps(group, build, work, settings, progress):
+            ceilings.append(gemm_ceiling(device, dtype))
             if number:
-                ceilings.append(gemm_ceiling(device, dtype))
-    least = [
-        dimensions.least_flops([len(e.input_ids) for e in step], supervised_tokens(step), settings.layers)
-        for step in work.steps
-    ]
-    return [_row(entry, measured, work, least, statistics.median(ceilings)) for entry in measured]
+                yield rows()
+                if time.monotonic() > deadline:
+                    break
+        gc.collect()  # a model is part of cycles, and the next one may need its memory
+    yield rows()
 
 
 def _steps(
@@ -150,28 +172,28 @@ def _seconds(function: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _row(entry: _Measured, measured: Sequence[_Measured], work: Workload, least: Sequence[int], ceiling: float) -> Row:
+def _row(entry: _Measured, measured: Sequence[_Measured], work: Workload, least: int, ceiling: float) -> Row:
+    """least: FLOPs of the first step at least; ceiling: FLOP/s of a large product."""
     row: Row = {"variant": entry.variant.name, "layout": entry.variant.layout}
-    if entry.failure is not None:
-        return row | {"absent": entry.failure}
-    tokens = [sum(len(example.input_ids) for example in step) for step in work.steps]
-    own = next((other for other in measured if other.variant.name == "slamkern" and other.failure is None), None)
+    if entry.failure is not None or not entry.seconds:
+        return row | {"absent": entry.failure or "no time was left"}
+    tokens = [sum(len(example.input_ids) for example in step) for step in work.steps[: len(entry.losses)]]
+    own = next((other.seconds for other in measured if other.variant.name == "slamkern" and not other.failure), [])
+    ratios = [mine / its for mine, its in zip(entry.seconds, own, strict=False)]
     rate = statistics.median(count / seconds for count, seconds in zip(tokens[1:], entry.seconds, strict=True))
     # FLOPs were counted in the first step; the others are of nearly the same size.
     flops = entry.flops / tokens[0]
     return row | {
         "tokens_per_second": rate,
         "step_seconds": statistics.median(entry.seconds),
-        "against_slamkern": statistics.median(a / b for a, b in zip(entry.seconds, own.seconds, strict=True))
-        if own
-        else None,
+        "against_slamkern": statistics.median(ratios) if ratios else None,
         "padding_share": 1 - sum(tokens) / entry.positions,
         "peak_memory_bytes": entry.peak_bytes,
         "trained_parameters": entry.trained,
         "gigaflops_per_token": flops / 1e9,
-        "flops_against_least": entry.flops / least[0],
+        "flops_against_least": entry.flops / least,
         "utilisation": flops * rate / ceiling,
-        "useful_utilisation": least[0] / tokens[0] * rate / ceiling,
+        "useful_utilisation": least / tokens[0] * rate / ceiling,
         "ceiling_tflops": ceiling / 1e12,
         "exact": entry.variant.exact,
         "losses": entry.losses,
@@ -184,6 +206,6 @@ def largest_difference(rows: Sequence[Mapping[str, Any]]) -> tuple[float, str]:
     worst = (0.0, "fewer than two exact variants")
     for first, (name, losses) in enumerate(curves):
         for other, others in curves[first + 1 :]:
-            difference = max(abs(a - b) / abs(a) for a, b in zip(losses, others, strict=True))
+            difference = max(abs(a - b) / abs(a) for a, b in zip(losses, others, strict=False))
             worst = max(worst, (difference, f"{name} and {other}"))
     return worst

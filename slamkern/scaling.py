@@ -76,5 +76,5 @@ def scaling(
         work = even_lengths(point.length, point.tokens, SHAPES[point.shape][0], steps=steps)
         settings = Settings(layers=point.layers, batch=64, row=max(point.tokens, point.length), variants=VARIANTS)
         progress(f"{name} {value}")
-        rows = profile(shape_builder(point.shape, device, dtype), work, settings)
+        *_, rows = profile(shape_builder(point.shape, device, dtype), work, settings)
         yield [{"property": name, "value": value, "shape": point.shape, "tokens": point.tokens} | row for row in rows]
