@@ -132,7 +132,8 @@ int slamkern_swiglu_stats(const void* gate_data, int64_t gate_stride, const void
                      partials.active + at);
   });
 
-  parallel(languages * columns, languages * neurons < GRAIN ? 1 : threads, [&](int64_t item) {
+  // An element to merge costs a tenth of one to activate.
+  parallel(languages * columns, plan.tiles() * neurons < 10 * GRAIN ? 1 : threads, [&](int64_t item) {
     const int64_t language = item / columns, column = item % columns * TILE_COLUMNS;
     const int64_t n = std::min(neurons - column, TILE_COLUMNS), out = language * neurons + column;
     std::fill_n(mean + out, n, 0.0);

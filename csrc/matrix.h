@@ -13,7 +13,7 @@
 namespace slamkern {
 
 // The most neurons a kernel call sees. Whole rows are best (at 4096 x 1536 float32, pieces of 1024 took 7.0 ms of one
-// thread, whole rows 5.1), and 32 pieces of 2048, a tile, take 256 KiB of the second-level cache.
+// thread, whole rows 5.1), but a tile of pieces should stay in cache.
 constexpr int64_t TILE_COLUMNS = 2048;
 
 // From this size on a result is bound for memory and not for its reader's cache.

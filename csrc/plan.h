@@ -10,7 +10,9 @@
 
 namespace slamkern {
 
-constexpr int64_t TILE_ROWS = 32;
+// With pieces of 2048 neurons a tile takes 512 KiB of the second-level cache, and its partial moments are 1.6 % of the
+// traffic of gate, up and hidden.
+constexpr int64_t TILE_ROWS = 64;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
