@@ -7,16 +7,20 @@
              languages (Chen et al., 2024).
     corpus   problems of the embedded generator that training never sees.
 
-How a question is put to a model is ``prompts``, how an answer is judged is ``answers``; nothing here runs a model.
+How a question is put to a model is ``prompts``, how an answer is judged is ``answers`` (its ``extract_answer`` is the
+rule of these tasks and can be had here too); nothing here runs a model.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slamkern.answers import extract_answer
 from slamkern.errors import SlamkernError
 from slamkern.languages import LANGUAGES, language
 from slamkern.records import Record, field, hub_records, read_lines, read_records
+
+__all__ = ["TASKS", "Question", "extract_answer", "load_task"]
 
 CORPUS_QUESTIONS = 100
 _MSVAMP_LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "th", "zh")

@@ -107,3 +107,9 @@ def test_bad_input(tmp_path):
     ]:
         with pytest.raises(SlamkernError, match=message):
             load_task(*arguments)
+
+
+def test_the_answer_rule_can_be_had_from_the_tasks():
+    from slamkern import answers, tasks
+
+    assert tasks.extract_answer is answers.extract_answer
