@@ -27,7 +27,7 @@ RECIPES = {
         probe: {questions: 64}
         select: {k: 2}
         train: {learning_rate: 2.0e-3, max_steps: 120, tokens_per_batch: 1536, prompt: authors, packing: false}
-        evaluate: {task: corpus, limit: 10, prompt: authors, max_new_tokens: 72, batch_size: 128, chrf_limit: 16,
+        evaluate: {task: corpus, limit: 20, prompt: authors, max_new_tokens: 72, batch_size: 128, chrf_limit: 16,
                    english: "corpus:"}
     """,
     "smollm2": """

@@ -31,7 +31,7 @@ def write_report(folder: str | Path) -> Path:
     if "stats.safetensors" in present:
         sections += _activity_sections(folder, selection)
     if selection:
-        sections.insert(0, _selection_section(folder, selection))
+        sections.insert(0, _selection_section(folder, selection, metrics))
     if metrics:
         sections = [
             *_result_sections(folder, metrics),
@@ -181,12 +181,16 @@ def _training_section(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def _selection_section(folder: Path, selection: Mapping[str, Any]) -> dict[str, Any]:
+def _selection_section(folder: Path, selection: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
     layers, scores, stability = selection["layers"], selection["scores"], selection.get("stability")
+    if not scores:
+        return {"title": "Selected layers", "text": f"Rule {selection['rule']!r}: {', '.join(map(str, layers))}."}
     means = [sum(row) / len(row) for row in scores]
     image = figures.layer_bars(means, layers, selection["score"], stability)
     chosen = ", ".join(map(str, layers))
-    text = f"Score {selection['score']!r}, mean over languages. Chosen: {chosen}."
+    region = metrics.get("config", {}).get("select", {}).get("region")
+    where = f" among the layers of the region {region!r}" if region else ""
+    text = f"Score {selection['score']!r}, mean over languages; rule {selection['rule']!r}{where}. Chosen: {chosen}."
     if stability:
         text += " Stability is the share of bootstrap resamples of the probe's questions in which a layer is chosen."
     return {
