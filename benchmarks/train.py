@@ -1,7 +1,7 @@
 """The training profile: every way to take a SLAM training step, over the same real pairs, and how the step scales.
 
-    python -m benchmarks.train [--shape NAME | --model SPEC] [--data D] [--pairs N] [--batch N] [--steps N]
-                               [--variants A,B] [--scaling yes|no|only]
+    python -m benchmarks.train [--shape NAME | --model SPEC] [--data D] [--pairs N] [--batch N]
+                               [--at-once N] [--steps N] [--variants A,B] [--scaling yes|no|only]
 
 What is measured, and how, is in slamkern/profile.py and slamkern/variants.py; ``slamkern bench train`` is the same
 without result files. Fails when the loss curves of exact variants differ by more than rounding.
@@ -25,6 +25,7 @@ def _own_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[s
     parser.add_argument("--data")
     parser.add_argument("--pairs", type=int)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--at-once", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--variants")
     parser.add_argument("--scaling", choices=("yes", "no", "only"), default="yes")
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             data=own.data,
             pairs=own.pairs,
             batch=own.batch,
+            at_once=own.at_once,
             steps=own.steps,
             variants=own.variants.split(",") if own.variants else None,
         )

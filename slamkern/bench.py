@@ -31,7 +31,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """shape: of a random model, or model: a checkpoint. pairs: of a step. batch: of a padded micro-batch.
+    """shape: of a random model, or model: a checkpoint. pairs: of a step. batch: padded together, at_once: computed so.
 
     layers: how many of the lowest layers are trained. variants: None for all.
     """
@@ -44,6 +44,7 @@ class TrainOptions:
     tokenizer: str | None
     pairs: int
     batch: int
+    at_once: int
     steps: int
     layers: int
     variants: Sequence[str]
@@ -52,8 +53,8 @@ class TrainOptions:
     def for_device(cls, device: torch.device, *, dry: bool = False, **given: Any) -> "TrainOptions":
         """Defaults of the device, replaced by what is given and not None.
 
-        CUDA: the global batch of 512 in padded batches of 64. CPU: 16 at a time, since the logits alone of a padded
-        batch of 64 take 20 GB in float32.
+        CUDA: the global batch of 512 in padded batches of 64. CPU: batches of 32, of which 8 at a time take 8 GB with
+        SmolLM2's vocabulary: logits and their gradients, in float32.
         """
         cuda = device.type == "cuda"
         defaults: dict[str, Any] = {
@@ -62,8 +63,9 @@ class TrainOptions:
             "model": None,
             "data": None,
             "tokenizer": None,
-            "pairs": 512 if cuda else 16,
-            "batch": 64 if cuda else 16,
+            "pairs": 512 if cuda else 32,
+            "batch": 64 if cuda else 32,
+            "at_once": 64 if cuda else 8,
             "steps": 4,
             "layers": 6,
             "variants": tuple(VARIANTS),
@@ -88,7 +90,9 @@ def profile_rows(
         tokenizer = HalfBytes() if options.shape == "tiny" else any_tokenizer(options.tokenizer)
         vocabulary = SHAPES[options.shape][0]
     work = real_pairs(options.data, tokenizer, vocabulary, steps=options.steps, pairs=options.pairs)
-    settings = Settings(layers=range(options.layers), batch=options.batch, variants=options.variants)
+    settings = Settings(
+        layers=range(options.layers), batch=options.batch, at_once=options.at_once, variants=options.variants
+    )
     circumstances = {
         "model": options.model or options.shape,
         "dtype": str(options.dtype).removeprefix("torch."),
@@ -96,6 +100,7 @@ def profile_rows(
         "tokenizer": work.tokenizer,
         "pairs": options.pairs,
         "batch": options.batch,
+        "at_once": options.at_once,
         "steps": options.steps,
         "trained_layers": options.layers,
         "real_tokens": sum(len(example.input_ids) for step in work.steps for example in step),

@@ -1,15 +1,18 @@
-"""``slamkern bench``: the training profile on this machine, on a model and data of one's own.
+"""``slamkern bench``: ``train``, the training profile on a model and data of one's own; ``all``, every benchmark.
 
 ``bench train`` prints the table of ``slamkern.bench`` and, with ``--out``, writes its rows as JSON. Its status is 1
 when the loss curves of exact variants differ by more than rounding.
 """
 
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from slamkern.errors import SlamkernError
 
 bench = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
 
@@ -29,6 +32,7 @@ def train(
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id; without it SmolLM2's, or bytes.")] = None,
     pairs: Annotated[int | None, typer.Option(help="Pairs in a step.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pairs in a padded micro-batch.")] = None,
+    at_once: Annotated[int | None, typer.Option(help="Of these, computed at a time.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps; the first is counted, not timed.")] = None,
     layers: Annotated[int | None, typer.Option(help="How many of the lowest layers are trained.")] = None,
     variants: Annotated[str | None, typer.Option(help="With commas: full,authors,hf_freeze,slamkern.")] = None,
@@ -55,6 +59,7 @@ def train(
         tokenizer=tokenizer,
         pairs=pairs,
         batch=batch,
+        at_once=at_once,
         steps=steps,
         layers=layers,
         variants=variants.split(",") if variants else None,
@@ -72,6 +77,18 @@ def train(
             write_json(out / f"{name}.json", table)
     if failed:
         raise typer.Exit(1)
+
+
+@bench.command(
+    "all", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def everything(context: typer.Context) -> None:
+    """Kernels, probe, training and goals, from a checkout: the options of python -m benchmarks.gpu."""
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "benchmarks").is_dir():
+        raise SlamkernError("the benchmarks are not installed with the package: run this from a source checkout")
+    command = [sys.executable, "-m", "benchmarks.gpu", *context.args]
+    raise typer.Exit(subprocess.run(command, cwd=checkout, check=False).returncode)
 
 
 def _tell(line: str) -> None:

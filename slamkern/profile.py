@@ -33,10 +33,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """layers: the trained ones. batch: sequences of a padded micro-batch; row: tokens of a packed one."""
+    """layers: the trained ones. batch, at_once: sequences padded together and computed together; row: packed tokens."""
 
     layers: Sequence[int]
     batch: int
+    at_once: int | None = None  # None: the whole batch
     row: int = 4096
     rate: float = 1e-3
     variants: Sequence[str] = tuple(VARIANTS)
@@ -119,12 +120,12 @@ def _steps(
     progress: Callable[[str], None],
 ) -> Iterator[int]:
     """Take every step with every variant of a group; yields the number of a step that all have taken."""
-    options = {"rate": settings.rate, "batch": settings.batch, "row": settings.row}
+    options = {name: getattr(settings, name) for name in ("rate", "batch", "row", "at_once")}
     runners: list[tuple[_Measured, Runner]] = []
     try:
         for entry in group:
             try:
-                runners.append((entry, Runner(entry.variant, build(), settings.layers, **options)))  # type: ignore[arg-type]
+                runners.append((entry, Runner(entry.variant, build(), settings.layers, **options)))
             except torch.OutOfMemoryError:
                 entry.failure = "out of memory: the weights do not fit"
         for number, examples in enumerate(work.steps):

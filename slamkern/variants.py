@@ -21,7 +21,7 @@ fit.
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -93,13 +93,23 @@ def absent(variant: Variant, device: torch.device) -> str | None:
 class Runner:
     """One variant on one model, which it changes: ``backward`` and then ``update`` are a step.
 
-    layers: those that are trained. batch: sequences of a padded micro-batch. row: tokens of a packed one.
+    layers: those that are trained. batch: sequences padded together; ``at_once`` of them are computed at a time, which
+    changes memory but not the padding. row: tokens of a packed micro-batch.
     """
 
     def __init__(
-        self, variant: Variant, model: Any, layers: Sequence[int], *, rate: float, batch: int, row: int
+        self,
+        variant: Variant,
+        model: Any,
+        layers: Sequence[int],
+        *,
+        rate: float,
+        batch: int,
+        row: int,
+        at_once: int | None = None,
     ) -> None:
         self.variant, self.model, self.rate, self.batch, self.row = variant, model, rate, batch, row
+        self.at_once = at_once or batch
         self._stack = ExitStack()
         model.train()
         if variant.trained == "lora":
@@ -141,22 +151,27 @@ class Runner:
         supervised = supervised_tokens(examples)
         total = torch.zeros((), device=self.model.device)
         for batch in self.cut(examples):
-            loss = self._loss(batch, supervised)
-            loss.backward()
-            if isinstance(self.optimizer, MasterAdamW):
-                self.optimizer.collect_gradients()
-            total += loss.detach()
+            for loss in self._losses(batch, supervised):
+                loss.backward()
+                if isinstance(self.optimizer, MasterAdamW):
+                    self.optimizer.collect_gradients()
+                total += loss.detach()
         return float(total)  # device sync
 
-    def _loss(self, batch: list[Example], supervised: int) -> Tensor:
-        """This micro-batch's part of the mean over the ``supervised`` tokens of the step."""
+    def _losses(self, batch: list[Example], supervised: int) -> Iterator[Tensor]:
+        """The parts of the mean over the ``supervised`` tokens of the step that this micro-batch has."""
+        device = self.model.device
         if self.variant.layout != "packed":
-            padded = {name: tensor.to(self.model.device) for name, tensor in padded_batch(batch, 0).items()}
-            return self.model(**padded, use_cache=False, num_items_in_batch=supervised).loss
-        packed = collate(batch).to(self.model.device)
+            padded = padded_batch(batch, 0)
+            for rows in zip(*(tensor.to(device).split(self.at_once) for tensor in padded.values()), strict=True):
+                inputs = dict(zip(padded, rows, strict=True))
+                yield self.model(**inputs, use_cache=False, num_items_in_batch=supervised).loss
+            return
+        packed = collate(batch).to(device)
         if self.variant.engine == "slamkern":
-            return packed_loss(self.model, packed, head=self.head) / supervised
-        return self.model(**packed.model_inputs, labels=packed.labels, num_items_in_batch=supervised).loss
+            yield packed_loss(self.model, packed, head=self.head) / supervised
+        else:
+            yield self.model(**packed.model_inputs, labels=packed.labels, num_items_in_batch=supervised).loss
 
     def update(self) -> None:
         """Clip and step."""

@@ -68,7 +68,7 @@ def test_a_step_is_the_mean_over_supervised_tokens(name):
         for example in examples:
             ids, labels = torch.tensor([example.input_ids]), torch.tensor([example.labels])
             total += float(model(ids, labels=labels, num_items_in_batch=supervised_tokens(examples)).loss)
-    runner = Runner(VARIANTS[name], build(), (0, 1), rate=1e-3, batch=2, row=1024)
+    runner = Runner(VARIANTS[name], build(), (0, 1), rate=1e-3, batch=3, at_once=2, row=1024)
     assert runner.backward(examples) == pytest.approx(total, rel=1e-5)
     runner.close()
 
