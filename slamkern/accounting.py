@@ -87,19 +87,23 @@ class Dimensions:
     def least_flops(self, lengths: Sequence[int], supervised: int, trained: Sequence[int]) -> int:
         """Of one step on sequences of these lengths that trains up and down of the layers ``trained``.
 
-        One forward, with logits for the ``supervised`` rows only; the gradient of the input of everything above the
-        FFN of the lowest trained layer; in that FFN the gradient of its neurons; two weight gradients a trained layer.
+        One forward, with logits and the last layer's FFN for the ``supervised`` rows only; the gradient of the input of
+        everything above the FFN of the lowest trained layer; in that FFN the gradient of its neurons; two weight
+        gradients a trained layer.
         """
-        tokens = sum(lengths)
-        one_projection = 2 * tokens * self.hidden * self.neurons
+        tokens, last = sum(lengths), self.layers - 1
+        ffn_tokens = [tokens] * last + [supervised]
+        one_projection = 2 * self.hidden * self.neurons  # of a token
         attention_projections = 4 * tokens * self.hidden * (self.heads_width + self.key_value_width)
         squares = sum(length * length for length in lengths)
         score_product = 2 * squares * self.heads_width
         head = 2 * supervised * self.hidden * self.vocabulary
-        above = self.layers - 1 - min(trained)
-        forward = self.layers * (attention_projections + 3 * one_projection + _FORWARD * score_product) + head
-        input_gradients = above * (attention_projections + 3 * one_projection + _BACKWARD * score_product) + head
-        return forward + input_gradients + one_projection + 2 * len(trained) * one_projection
+        lowest = min(trained)
+        forward = self.layers * (attention_projections + _FORWARD * score_product) + head
+        input_gradients = (last - lowest) * (attention_projections + _BACKWARD * score_product) + head
+        ffns = 3 * sum(ffn_tokens) + 3 * sum(ffn_tokens[lowest + 1 :]) + ffn_tokens[lowest]
+        ffns += 2 * sum(ffn_tokens[layer] for layer in trained)
+        return forward + input_gradients + ffns * one_projection
 
     def least_saved(self, itemsize: int = 2) -> dict[str, float]:
         """Bytes a frozen layer above the lowest trained one must keep per token, by component.

@@ -52,6 +52,7 @@ class FFN:
     recompute: bool = False
     recording: Recording | None = field(default=None, compare=False)
     trained: TrainedNeurons | None = field(default=None, compare=False)  # "gated" only
+    rows: Tensor | None = field(default=None, compare=False)  # "gated" only: the tokens (selected,) int64 that count
 
     def recording_of(self, tokens: int) -> Recording | None:
         """What to record of a forward over so many tokens, if anything."""
@@ -100,9 +101,22 @@ def _is_plain(linear: nn.Module) -> bool:
 
 
 class FusedGated(Fused):
-    """Forward of an FFN with gate, up and down as separate projections; x is (..., hidden_size)."""
+    """Forward of an FFN with gate, up and down as separate projections; x is (..., hidden_size).
+
+    With ``rows`` only those tokens are computed and the others are zero: for a caller who drops the others.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
+        rows = self.slamkern_ffn.rows
+        if rows is None:
+            return self._of_tokens(x)
+        tokens = x.reshape(-1, x.shape[-1])
+        y = self._of_tokens(tokens.index_select(0, rows))
+        # index_copy and index_add would keep y for the backward.
+        every = y.new_zeros(tokens.shape[0], y.shape[-1]).index_put((rows,), y)
+        return every.view(*x.shape[:-1], y.shape[-1])
+
+    def _of_tokens(self, x: Tensor) -> Tensor:
         ffn = self.slamkern_ffn
         gate: Any = getattr(self, ffn.gate)  # type: ignore[arg-type]
         up: Any = getattr(self, ffn.up)
