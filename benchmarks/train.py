@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import torch
 
+from benchmarks.results import Row
 from benchmarks.stage import Stage, show
-from slamkern.bench import COLUMNS, SCALING_COLUMNS, TrainOptions, curve_check, profile_rows, scaling_rows
+from slamkern.bench import COLUMNS, SCALING_COLUMNS, TrainOptions, curve_check, measured, profile_rows, scaling_rows
 
 
 def _own_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for rows in profile_rows(options, seconds=stage.seconds_left, progress=_tell):
             stage.rows = rows
             stage.save()
-        show(f"training step on {stage.device}", stage.rows, COLUMNS)
+        _show(f"training step on {stage.device}", stage.rows, COLUMNS)
         message, failed = curve_check(stage.rows)
         print(message)
     if own.scaling != "no":
@@ -66,8 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if time.monotonic() > deadline:
                 print("scaling: the other points are left out, no time was left (--minutes)")
                 break
-        show(f"scaling on {stage.device}", stage.rows, SCALING_COLUMNS)
+        _show(f"scaling on {stage.device}", stage.rows, SCALING_COLUMNS)
     return 1 if failed else 0
+
+
+def _show(title: str, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    numbers, absences = measured(rows)
+    show(title, numbers, columns)
+    print("\n".join(absences))
 
 
 def _tell(line: str) -> None:

@@ -18,13 +18,11 @@ from slamkern.variants import VARIANTS
 from slamkern.workload import SHAPES, HalfBytes, any_tokenizer, checkpoint_builder, real_pairs, shape_builder
 
 COLUMNS = (
-    "variant", "layout", "tokens_per_second", "against_slamkern", "step_seconds", "peak_memory_gb", "padding_share",
-    "gigaflops_per_token", "flops_against_least", "utilisation", "useful_utilisation", "loss_first", "loss_last",
-    "absent",
+    "variant", "tokens_per_second", "against_slamkern", "peak_gb", "padding_share", "flops_vs_least", "utilisation",
+    "useful_utilisation", "loss_last",
 )  # fmt: skip
 SCALING_COLUMNS = (
-    "property", "value", "variant", "tokens_per_second", "against_slamkern", "peak_memory_gb", "flops_against_least",
-    "useful_utilisation", "absent",
+    "property", "value", "variant", "tokens_per_second", "against_slamkern", "peak_gb", "useful_utilisation"
 )  # fmt: skip
 Progress = Callable[[str], None]
 
@@ -128,13 +126,19 @@ def curve_check(rows: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     )
 
 
+def measured(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """The rows that have numbers, and a line for each that has none."""
+    lines = [f"no number of {row['variant']}: {row['absent']}" for row in rows if "absent" in row]
+    return [row for row in rows if "absent" not in row], list(dict.fromkeys(lines))
+
+
 def _shown(row: Row) -> Row:
     """The row with what tables print beside what it holds."""
     if "absent" in row:
         return row
     losses = row["losses"]
     return row | {
-        "peak_memory_gb": row["peak_memory_bytes"] / 1e9,
+        "peak_gb": row["peak_memory_bytes"] / 1e9,
         "loss_first": losses[0],
         "loss_last": losses[-1],
     }

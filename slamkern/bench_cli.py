@@ -65,13 +65,16 @@ def train(
         variants=variants.split(",") if variants else None,
     )
     *_, rows = profile.profile_rows(options, progress=_tell)
-    _table(f"training step, {options.model or options.shape} on {where}", rows, profile.COLUMNS)
+    numbers, absences = profile.measured(rows)
+    _table(f"training step, {options.model or options.shape} on {where}", numbers, profile.COLUMNS)
+    for line in absences:
+        typer.echo(line)
     message, failed = profile.curve_check(rows)
     typer.echo(message)
     tables = {"train": rows}
     if scale:
         tables["scaling"] = [row for point in profile.scaling_rows(where, progress=_tell) for row in point]
-        _table(f"scaling on {where}", tables["scaling"], profile.SCALING_COLUMNS)
+        _table(f"scaling on {where}", profile.measured(tables["scaling"])[0], profile.SCALING_COLUMNS)
     if out is not None:
         for name, table in tables.items():
             write_json(out / f"{name}.json", table)

@@ -192,7 +192,7 @@ def _row(entry: _Measured, measured: Sequence[_Measured], work: Workload, least:
         "peak_memory_bytes": entry.peak_bytes,
         "trained_parameters": entry.trained,
         "gigaflops_per_token": flops / 1e9,
-        "flops_against_least": entry.flops / least,
+        "flops_vs_least": entry.flops / least,
         "utilisation": flops * rate / ceiling,
         "useful_utilisation": least / tokens[0] * rate / ceiling,
         "ceiling_tflops": ceiling / 1e12,
