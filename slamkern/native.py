@@ -55,7 +55,7 @@ def load(path: Path) -> ctypes.CDLL | str:
     return library
 
 
-def why_not(device_type: str) -> str | None:
+def why_not(device_type: str = "cpu") -> str | None:
     """None where the compiled ops can run on ``device_type`` ("cpu", "cuda"), else the reason in one line."""
     if device_type not in _FILES:
         return f"csrc has no code for {device_type!r} devices"

