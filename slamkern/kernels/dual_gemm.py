@@ -119,39 +119,33 @@ def gated_linear(
     """
     _check(x, w_gate, w_up, activation, observe)
     tokens, neurons = x.shape[0], w_gate.shape[0]
-    hidden, gate, up = (
-        torch.empty((tokens, neurons), dtype=x.dtype, device=x.device) if wanted else None
-        for wanted in (True, save_projections, save_projections)
-    )
-    merger = None
-    if language_ids is not None:
-        launch.check_languages(language_ids, num_languages, x)
-        merger = Merger(num_languages, neurons, x.device)
+    hidden = torch.empty((tokens, neurons), dtype=x.dtype, device=x.device)
+    gate, up = (torch.empty_like(hidden), torch.empty_like(hidden)) if save_projections else (None, None)
+    capability = launch.capability(x.device)
+    tile = launch.dual_gemm(tokens, x.element_size(), capability)
+    maps = capability >= (9, 0) and x.element_size() == 2 and not save_projections
+    maps = maps and all(_mappable(matrix) for matrix in (x, w_gate, w_up))
+    if language_ids is None:
+        if hidden.numel() > 0:
+            _launch(x, w_gate, w_up, hidden, gate, up, None, None, 1, activation, observe, tile, maps)
+        return hidden, gate, up, None
+
+    launch.check_languages(language_ids, num_languages, x)
+    merger = Merger(num_languages, neurons, x.device)
     if hidden.numel() > 0:
-        capability = launch.capability(x.device)
-        tile = launch.dual_gemm(tokens, x.element_size(), capability)
-        segment = tokens
-        if merger is not None:
-            segment = max(1, _PARTIAL_BYTES // (12 * num_languages * neurons)) * tile.block_m
-        maps = capability >= (9, 0) and x.element_size() == 2 and not save_projections
-        maps = maps and all(_mappable(matrix) for matrix in (x, w_gate, w_up))
-        partials = None
-        for start in range(0, tokens, segment):
-            rows = slice(start, min(start + segment, tokens))
-            if merger is not None:
-                if partials is None:
-                    parts = triton.cdiv(min(segment, tokens), tile.block_m)
-                    partials = empty_partials(parts, num_languages, neurons, x.device)
-                # A tile writes the counts of the languages it has; the others are the zeros put here.
-                partials[0].zero_()
+        parts = max(1, _PARTIAL_BYTES // (12 * num_languages * neurons))
+        partials = empty_partials(min(parts, triton.cdiv(tokens, tile.block_m)), num_languages, neurons, x.device)
+        for start in range(0, tokens, parts * tile.block_m):
+            rows = slice(start, min(start + parts * tile.block_m, tokens))
+            # A tile writes the counts of the languages it has; the others are the zeros put here.
+            partials[0].zero_()
             _launch(
                 x[rows], w_gate, w_up, hidden[rows], None if gate is None else gate[rows],
-                None if up is None else up[rows], None if language_ids is None else language_ids[rows].contiguous(),
-                partials, num_languages, activation, observe, tile, maps,
+                None if up is None else up[rows], language_ids[rows].contiguous(), partials,
+                num_languages, activation, observe, tile, maps,
             )  # fmt: skip
-            if merger is not None:
-                merger.add(partials, triton.cdiv(rows.stop - start, tile.block_m))
-    return hidden, gate, up, None if merger is None else merger.moments()
+            merger.add(partials, triton.cdiv(rows.stop - start, tile.block_m))
+    return hidden, gate, up, merger.moments()
 
 
 def _launch(

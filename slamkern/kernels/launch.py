@@ -90,7 +90,7 @@ def dual_gemm(tokens: int, itemsize: int, capability: tuple[int, int]) -> GemmTi
     (``input_precision="ieee"``) in small tiles.
     """
     if itemsize == 4:
-        return GemmTile(32, 32, 32, 4, 2, 128)
+        return GemmTile(32, 32, 16, 4, 2, 128)
     if capability >= (9, 0):
         return GemmTile(128, 128, 64, 8, 3, 224) if tokens > 64 else GemmTile(64, 128, 64, 8, 3)
     return GemmTile(128, 64, 32, 8, 3) if tokens > 64 else GemmTile(64, 64, 32, 4, 3)
