@@ -113,6 +113,20 @@ def probe(stage: Stage) -> Iterator[Row]:
         )
 
 
+def training(stage: Stage) -> Iterator[Row]:
+    """A training step against the usual ways to take one, from its own stage."""
+    rows = {row["variant"]: row for row in stage.rows_of("train")}
+    limits = {
+        "cpu": {"full": 3.5, "hf_freeze": 2.3, "hf_freeze_packed": 1.15},
+        "cuda": {"authors": 4.0, "full_checkpointed": 5.0, "liger_freeze": 1.1},
+    }[stage.device.type]
+    for variant, limit in limits.items():
+        found = rows.get(variant, {}).get("against_slamkern")
+        note = "" if found else rows.get(variant, {}).get("absent") or "not measured on this device"
+        goal = f"training step, real tokens/s of slamkern / {variant}"
+        yield row(goal, limit, found, "x speed", "train", at_most=False, note=note)
+
+
 def gpu_kernels(stage: Stage) -> Iterator[Row]:
     """Goals of the CUDA kernels, from the rows of the kernels stage."""
     rows = stage.rows_of("kernels")
@@ -157,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     if stage.device.type == "cpu":
         stage.rows += [*native_op(stage), *host_overhead(stage)]
-    stage.rows += [*probe(stage), *gpu_kernels(stage)]
+    stage.rows += [*probe(stage), *training(stage), *gpu_kernels(stage)]
     if stage.dry:
         stage.rows = [{**row, "met": None, "note": row["note"] or "dry run: means nothing"} for row in stage.rows]
     stage.save()

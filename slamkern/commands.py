@@ -7,13 +7,12 @@ errors are left to ``cli``.
 
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from slamkern.bench_cli import bench
 from slamkern.errors import SlamkernError
 from slamkern.options import Config, Data, Delta, Languages, Model, Out, Set, configure, listed, load, refuse_existing
 
@@ -230,11 +229,4 @@ def env() -> None:
     environment()
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
-def bench(context: typer.Context) -> None:
-    """Microbenchmarks and the throughput profile, from a checkout: the options of python -m benchmarks.gpu."""
-    checkout = Path(__file__).resolve().parents[1]
-    if not (checkout / "benchmarks").is_dir():
-        raise SlamkernError("the benchmarks are not installed with the package: run this from a source checkout")
-    command = [sys.executable, "-m", "benchmarks.gpu", *context.args]
-    raise typer.Exit(subprocess.run(command, cwd=checkout, check=False).returncode)
+app.add_typer(bench, name="bench")

@@ -39,6 +39,6 @@ def language(code: str) -> Language:
         return LANGUAGES[code]
     by_name = {entry.name.lower(): entry.code for entry in LANGUAGES.values()}
     near = [by_name[name] for name in difflib.get_close_matches(code.lower(), by_name, n=3)]
-    near += [close for close in difflib.get_close_matches(code.lower(), LANGUAGES, n=3, cutoff=0.5) if close not in near]
+    near += [close for close in difflib.get_close_matches(code.lower(), LANGUAGES, n=3) if close not in near]
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {' '.join(LANGUAGES)}"
     raise SlamkernError(f"unknown language {code!r}{hint}")
