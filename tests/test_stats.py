@@ -77,9 +77,8 @@ def test_file_contract_and_round_trip(tmp_path):
     stats.save(path)
     with safe_open(path, "pt") as opened:
         metadata = {name: json.loads(value) for name, value in opened.metadata().items()}
-        contract = {
-            name: (opened.get_tensor(name).dtype, tuple(opened.get_tensor(name).shape)) for name in opened.keys()
-        }  # noqa: SIM118
+        names = opened.keys()
+        contract = {name: (opened.get_tensor(name).dtype, tuple(opened.get_tensor(name).shape)) for name in names}
     assert contract["count"] == (torch.int64, (2,))
     assert contract["mean"] == contract["m2"] == (torch.float64, (2, 2, 5))
     assert contract["active"] == (torch.int64, (2, 2, 5))
