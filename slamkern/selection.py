@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slamkern.errors import SlamkernError
 from slamkern.files import write_json
+from slamkern.resampling import resamples
 from slamkern.scores import SCORES, neuron_scores
 from slamkern.stats import ActivationStats
 
@@ -141,9 +142,8 @@ def select_layers(
     if stats.groups is not None and bootstrap:
         chosen = torch.zeros(stats.num_layers, dtype=torch.int64)
         generator = torch.Generator().manual_seed(seed)
-        for _ in range(bootstrap):
-            resampled = SCORES[score](_resample(stats, generator), center=center).mean(1)
-            chosen[list(_choose(resampled, allowed, k, rule, seed))] += 1
+        for resampled in resamples(stats, bootstrap, generator, with_means=score == "mean_msd"):
+            chosen[list(_choose(SCORES[score](resampled, center=center).mean(1), allowed, k, rule, seed))] += 1
         stability = tuple((chosen / bootstrap).tolist())
     selection = LayerSelection(
         layers=layers,
@@ -223,26 +223,3 @@ def _choose_neurons(scores: Tensor, layers: Sequence[int], fraction: float) -> d
         raise SlamkernError(f"neuron_fraction is {fraction}; expected more than 0 and at most 1")
     keep = max(1, round(fraction * scores.shape[1]))
     return {layer: tuple(sorted(scores[layer].topk(keep).indices.tolist())) for layer in layers}
-
-
-def _resample(stats: ActivationStats, generator: torch.Generator) -> ActivationStats:
-    """The statistics of as many groups of questions, drawn with replacement, the same groups in every language."""
-    groups = stats.groups
-    assert groups is not None
-    drawn = torch.randint(groups.count.shape[0], (groups.count.shape[0],), generator=generator)
-    # A language that a draw leaves without tokens keeps all of its own.
-    count = groups.count[drawn].sum(0)
-    empty = count == 0
-    weighted = (groups.count[drawn][:, :, None, None] * groups.mean[drawn].double()).sum(0)
-    active = groups.active[drawn].sum(0, dtype=torch.int64)
-    mean = weighted / count[:, None, None].clamp(min=1)
-    count = torch.where(empty, stats.count, count)
-    keep = empty[:, None, None]
-    return replace(
-        stats,
-        count=count,
-        mean=torch.where(keep, stats.mean, mean),
-        # Within-group spread is not resampled: the variance of all questions, over the resampled tokens.
-        m2=stats.variance * count[:, None, None],
-        active=torch.where(keep, stats.active, active),
-    )

@@ -16,7 +16,7 @@ LAYERS = (
     {"backends"},
     {"ops"},
     {"autograd", "neurons", "stats"},
-    {"ffn", "norms", "scores"},
+    {"ffn", "norms", "resampling", "scores"},
     {"discovery", "selection"},
     {"patch", "trainable"},
     {"recorder"},
