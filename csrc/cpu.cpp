@@ -81,7 +81,7 @@ int slamkern_swiglu(const void* gate_data, int64_t gate_stride, const void* up_d
                     int activation, int threads, void*) {
   const Matrix gate(gate_data, gate_stride, dtype), up(up_data, up_stride, dtype);
   Matrix hidden(hidden_data, hidden_stride, dtype);
-  hidden.prepare_output(tokens, neurons);
+  hidden.prepare_output(tokens, neurons, threads);
   const Kernels& k = kernels();
   const auto forward = k.forward[SLAMKERN_GATE][activation];
   for_pieces(tokens, neurons, threads, [&](int64_t first, int64_t last, int64_t column, int64_t n) {
@@ -107,7 +107,7 @@ int slamkern_swiglu_stats(const void* gate_data, int64_t gate_stride, const void
   const bool needs_up = hidden_data || observe == SLAMKERN_HIDDEN;
   const Matrix gate(gate_data, gate_stride, dtype), up(needs_up ? up_data : nullptr, up_stride, dtype);
   Matrix hidden(hidden_data, hidden_stride, dtype);
-  hidden.prepare_output(tokens, neurons);
+  hidden.prepare_output(tokens, neurons, threads);
   const Kernels& k = kernels();
   const auto forward = k.forward[observe][activation];
   const Plan plan(language_ids, tokens, languages, count, workspace);
@@ -157,7 +157,7 @@ int slamkern_swiglu_backward(const void* grad_data, int64_t grad_stride, const v
   const Matrix up(up_data, up_stride, dtype);
   Matrix grad_gate(grad_gate_data, neurons, dtype), grad_up(grad_up_data, neurons, dtype);
   Matrix hidden(hidden_data, neurons, dtype);
-  for (Matrix* output : {&grad_gate, &grad_up, &hidden}) output->prepare_output(tokens, neurons);
+  for (Matrix* output : {&grad_gate, &grad_up, &hidden}) output->prepare_output(tokens, neurons, threads);
   const Kernels& k = kernels();
   const auto backward = k.backward[activation];
   for_pieces(tokens, neurons, threads, [&](int64_t first, int64_t last, int64_t column, int64_t n) {

@@ -18,18 +18,11 @@ BUDGETS = json.loads(SCRIPT.with_name("kernel_budgets.json").read_text())
 
 
 def script():
-    """The functions of compile_kernels.py, in a process that has chosen the interpreter: to read, not to compile."""
-    chosen = os.environ.get("TRITON_INTERPRET")
+    """The functions of compile_kernels.py, to read and not to compile."""
     spec = importlib.util.spec_from_file_location("compile_kernels", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        if chosen is None:
-            del os.environ["TRITON_INTERPRET"]
-        else:
-            os.environ["TRITON_INTERPRET"] = chosen
+    spec.loader.exec_module(module)
     return module
 
 
