@@ -39,7 +39,7 @@ class Stage:
             torch.set_num_threads(options.threads)
         self._started = time.monotonic()
         self._seconds = 60 * options.minutes
-        self._command = shlex.join(["python", "-m", f"benchmarks.{name}", *(sys.argv[1:] if argv is None else argv)])
+        self._command = shlex.join(["python", "-m", f"benchmarks.{name}", *_without_folder(argv)])
         self.rows: list[Row] = []
 
     @property
@@ -56,6 +56,15 @@ class Stage:
     def rows_of(self, stage: str) -> list[Row]:
         """Rows of another stage on this device, measured before."""
         return results.rows_of(self.device, stage, self.folder)
+
+
+def _without_folder(argv: Sequence[str] | None) -> list[str]:
+    """The options as given, without where the results lie: a path of this machine tells nobody else anything."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if "--results" in given:
+        at = given.index("--results")
+        del given[at : at + 2]
+    return given
 
 
 def add_options(parser: argparse.ArgumentParser, minutes: float) -> None:
