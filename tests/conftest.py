@@ -108,3 +108,22 @@ def tiny_tokenizer() -> Callable[..., Any]:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="?"
     )
+
+
+@pytest.fixture
+def fit(tiny_tokenizer, monkeypatch):
+    """Train a fresh tiny model whose layers 0 and 2 are selected; returns (model, result)."""
+    from tiny_training import CONFIG, PAIRS, selected
+
+    from slamkern.prompts import Prompt
+    from slamkern.training import train
+
+    # The instruction of a translation is longer than these tiny texts: leave it out.
+    monkeypatch.setattr(Prompt, "translation", lambda self, pair: (self._render(pair.source, "English"), pair.target))
+
+    def fit(config=CONFIG, *, model=None, pairs=PAIRS, **options):
+        if model is None:
+            model = selected()
+        return model, train(model, tiny_tokenizer, pairs, config, progress=False, **options)
+
+    return fit
