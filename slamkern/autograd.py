@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from slamkern import ops  # noqa: F401 - registers torch.ops.slamkern
+from slamkern import ops
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class GatedFFN(torch.autograd.Function):
         gate, up = F.linear(x, w_gate, b_gate), F.linear(x, w_up, b_up)
         moments: list[Tensor] = []
         if language_ids is None:
-            hidden = torch.ops.slamkern.swiglu(gate, up, options.activation, options.backend)
+            hidden = ops.eager_swiglu(gate, up, options.activation, options.backend)
         else:
-            hidden, *moments = torch.ops.slamkern.swiglu_stats(
+            hidden, *moments = ops.eager_swiglu_stats(
                 gate,
                 up,
                 language_ids,
@@ -128,7 +128,7 @@ class GatedFFN(torch.autograd.Function):
                     w[neurons] if ctx.some and w is not None else w for w in (w_gate, w_up, b_gate, b_up)
                 )
                 gate, up = F.linear(x, w_gate, b_gate), F.linear(x, w_up, b_up)
-            grad_gate, grad_up, hidden = torch.ops.slamkern.swiglu_backward(
+            grad_gate, grad_up, hidden = ops.eager_swiglu_backward(
                 grad_y @ w_down, gate, up, options.activation, need_dw_down or need_columns, options.backend
             )
             if need_dx:
@@ -141,7 +141,7 @@ class GatedFFN(torch.autograd.Function):
                 d_rows = grad_up.T @ x if need_rows else None
                 d_columns = grad_y.T @ hidden if need_columns else None
             elif need_rows or need_columns:
-                sparse = torch.ops.slamkern.sparse_weight_grad
+                sparse = ops.eager_sparse_weight_grad
                 d_rows = sparse(grad_up, x, neurons, options.backend) if need_rows else None
                 d_columns = sparse(hidden, grad_y, neurons, options.backend).T if need_columns else None
         if need_dw_down:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slamkern import autograd
+from slamkern import autograd, ops
 from slamkern.errors import SlamkernError
 from slamkern.extension import Extended, extend, restore
 from slamkern.moments import Moments
@@ -71,8 +71,8 @@ class FFN:
         up = None if up is None else up.reshape(-1, shape[-1])
         recording = self.recording_of(gate.shape[0])
         if recording is None:
-            return torch.ops.slamkern.swiglu(gate, up, self.activation, self.backend).view(shape)
-        hidden, *moments = torch.ops.slamkern.swiglu_stats(
+            return ops.eager_swiglu(gate, up, self.activation, self.backend).view(shape)
+        hidden, *moments = ops.eager_swiglu_stats(
             gate,
             up,
             recording.language_ids,

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from slamkern import pages
 from slamkern.errors import SlamkernError
 
 _ABI = 1  # SLAMKERN_ABI in csrc/slamkern.h
@@ -109,7 +110,7 @@ def _run(gate: Tensor, function: Callable[..., int], *arguments: object) -> None
 def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
     """``hidden = act_fn(gate) * up`` (``act_fn(gate)`` where ``up`` is None); all (tokens, neurons)."""
     dtype, (tokens, neurons) = _dtype(gate), gate.shape
-    hidden = torch.empty(tokens, neurons, dtype=gate.dtype, device=gate.device)
+    hidden = pages.empty(gate.shape, gate.dtype, gate.device)
     function = _library(gate.device.type).slamkern_swiglu
     outputs = (hidden.data_ptr(), neurons)
     _run(gate, function, *_rows(gate), *_rows(up), *outputs, tokens, neurons, dtype, _ACTIVATIONS[activation])
@@ -123,7 +124,7 @@ def swiglu_stats(
 
     Bitwise the same from run to run and for every number of threads.
     """
-    hidden = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    hidden = pages.empty(gate.shape, gate.dtype, gate.device)
     return hidden, *_stats(gate, up, hidden, language_ids, num_languages, activation, observe)
 
 
@@ -183,9 +184,10 @@ def swiglu_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``grad_gate``, ``grad_up`` (None without ``up``) and, on request, ``hidden`` again; all freshly allocated."""
     dtype, (tokens, neurons) = _dtype(gate), gate.shape
-    grad_gate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    grad_up = None if up is None else torch.empty_like(grad_gate)
-    hidden = torch.empty_like(grad_gate) if need_hidden else None
+    grad_gate, grad_up, hidden = (
+        pages.empty(gate.shape, gate.dtype, gate.device) if needed else None
+        for needed in (True, up is not None, need_hidden)
+    )
     _run(
         gate,
         _library(gate.device.type).slamkern_swiglu_backward,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slamkern import native, reference
 from slamkern.backends import backend_for
+from slamkern.direct import eager_op
 from slamkern.errors import SlamkernError
 from slamkern.moments import Moments
 
@@ -87,13 +88,24 @@ def _beyond_csrc(backend: str, x: Tensor) -> ModuleType:
     return reference if module is native else module
 
 
-_library.impl("swiglu", _swiglu, "CompositeExplicitAutograd")
-_library.impl("swiglu_stats", _swiglu_stats, "CompositeExplicitAutograd")
-_library.impl("swiglu_moments", _swiglu_moments, "CompositeExplicitAutograd")
-_library.impl("swiglu_backward", _swiglu_backward, "CompositeExplicitAutograd")
-_library.impl("sparse_weight_grad", _sparse_weight_grad, "CompositeExplicitAutograd")
-_library.impl("rms_norm", _rms_norm, "CompositeExplicitAutograd")
-_library.impl("rms_norm_backward", _rms_norm_backward, "CompositeExplicitAutograd")
+for _name, _implementation in (
+    ("swiglu", _swiglu),
+    ("swiglu_stats", _swiglu_stats),
+    ("swiglu_moments", _swiglu_moments),
+    ("swiglu_backward", _swiglu_backward),
+    ("sparse_weight_grad", _sparse_weight_grad),
+    ("rms_norm", _rms_norm),
+    ("rms_norm_backward", _rms_norm_backward),
+):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+
+# What the autograd Functions and the modules of the package call.
+eager_swiglu = eager_op("swiglu", _swiglu)
+eager_swiglu_stats = eager_op("swiglu_stats", _swiglu_stats)
+eager_swiglu_backward = eager_op("swiglu_backward", _swiglu_backward)
+eager_sparse_weight_grad = eager_op("sparse_weight_grad", _sparse_weight_grad)
+eager_rms_norm = eager_op("rms_norm", _rms_norm)
+eager_rms_norm_backward = eager_op("rms_norm_backward", _rms_norm_backward)
 
 
 def _empty_hidden(gate: Tensor) -> Tensor:

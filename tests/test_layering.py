@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "slamkern"
 
 # From the bottom up; a module may import only from layers below its own.
 LAYERS = (
-    {"errors", "version", "extension", "files", "languages", "moments", "reference", "tensorfile"},
+    {"direct", "errors", "extension", "files", "languages", "moments", "pages", "reference", "tensorfile", "version"},
     {"kernels", "native"},
     {"backends"},
     {"ops"},
