@@ -88,6 +88,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
                 ("variant", "variant"),
                 ("model", "model"),
                 ("texts", "texts"),
+                ("real tokens", "real_share"),
                 ("real tokens/s", "tokens_per_second"),
                 ("against unpatched", "against_unpatched"),
                 ("against forward hooks", "against_hooks"),

@@ -9,8 +9,9 @@ from slamkern.errors import SlamkernError
 from slamkern.evaluation import evaluate
 from slamkern.moments import Moments
 from slamkern.patch import explain, patch_model, patched, unpatch_model
+from slamkern.probing import collect_stats
 from slamkern.recipe import TrainConfig, TrainResult
-from slamkern.recorder import Recorder, collect_stats, record_stats
+from slamkern.recorder import Recorder, record_stats
 from slamkern.scoring import EvaluationResult
 from slamkern.selection import LayerSelection, preset, select_layers
 from slamkern.stats import ActivationStats

@@ -184,10 +184,9 @@ def swiglu_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``grad_gate``, ``grad_up`` (None without ``up``) and, on request, ``hidden`` again; all freshly allocated."""
     dtype, (tokens, neurons) = _dtype(gate), gate.shape
-    grad_gate, grad_up, hidden = (
-        pages.empty(gate.shape, gate.dtype, gate.device) if needed else None
-        for needed in (True, up is not None, need_hidden)
-    )
+    grad_gate = pages.empty(gate.shape, gate.dtype, gate.device)
+    grad_up = None if up is None else pages.empty(gate.shape, gate.dtype, gate.device)
+    hidden = pages.empty(gate.shape, gate.dtype, gate.device) if need_hidden else None
     _run(
         gate,
         _library(gate.device.type).slamkern_swiglu_backward,

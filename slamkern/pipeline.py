@@ -174,7 +174,7 @@ def probe_texts(config: RunConfig, pairs: Sequence[Pair] = ()) -> dict[str, list
 
 def probe(config: RunConfig, model: Any, tokenizer: Any, pairs: Sequence[Pair], progress: bool) -> ActivationStats:
     """Activation statistics of the probe section's texts."""
-    from slamkern.recorder import collect_stats
+    from slamkern.probing import collect_stats
 
     section = config.probe
     return collect_stats(

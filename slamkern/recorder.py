@@ -1,27 +1,21 @@
-"""Recording statistics: ``record_stats`` for any loop, ``collect_stats`` for texts.
+"""Recording statistics in any loop over a model.
 
 Nothing is counted by itself: a forward adds to the statistics only inside ``recorder.tokens(...)``, so a forward that
 runs again (checkpointing, warm-up, generation) is never counted twice.
 """
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from slamkern.errors import SlamkernError
 from slamkern.ffn import FFN, Recording
-from slamkern.languages import language
 from slamkern.moments import Moments, merge_
 from slamkern.patch import fused_ffns, patched
 from slamkern.reference import OBSERVABLES
 from slamkern.stats import ActivationStats, QuestionGroups, model_signature
-
-_log = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -141,73 +135,3 @@ def record_stats(
         raise SlamkernError(f"languages are {list(languages)}; expected one or more, each once")
     with patched(model):
         yield Recorder(model, languages, observe, groups)
-
-
-def collect_stats(
-    model: nn.Module,
-    tokenizer: Any,
-    texts: Mapping[str, Sequence[str]],
-    *,
-    observe: str = "gate",
-    token_budget: int = 4096,
-    max_length: int = 1024,
-    groups: int = 8,
-    progress: bool = True,
-) -> ActivationStats:
-    """Probe ``model`` with ``texts`` (language code -> texts) and return the statistics of its FFN neurons.
-
-    All languages run in one pass, mixed in batches of at most ``token_budget`` tokens of similar length; special
-    tokens and padding are not counted, and the language-model head is not computed. Text ``i`` of every language goes
-    to question group ``i % groups``, so that parallel questions are resampled together. Texts over ``max_length``
-    tokens are cut there, and how many is logged.
-    """
-    for code in texts:
-        language(code)
-    if token_budget < 1 or max_length < 1 or groups < 0:
-        raise SlamkernError(f"token_budget {token_budget}, max_length {max_length}, groups {groups}: out of range")
-    batches = _batches(tokenizer, texts, token_budget, max_length, groups)
-    device = next(model.parameters()).device
-    backbone = getattr(model, "base_model", model)
-    training = model.training
-    model.eval()
-    try:
-        with record_stats(model, list(texts), observe=observe, groups=groups) as recorder, torch.no_grad():
-            for input_ids, language_ids, group_ids in tqdm(batches, desc="probe", unit="batch", disable=not progress):
-                with recorder.tokens(language_ids, group_ids if groups else None):
-                    # Causal attention never looks right, so padding on the right needs no mask.
-                    backbone(input_ids=input_ids.to(device), use_cache=False)
-            return recorder.stats
-    finally:
-        model.train(training)
-
-
-def _batches(
-    tokenizer: Any, texts: Mapping[str, Sequence[str]], token_budget: int, max_length: int, groups: int
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(input_ids, language_ids, group_ids), each (texts, longest) int64, padded on the right, longest batch first."""
-    rows: list[tuple[list[int], list[int], int]] = []
-    cut = 0
-    for index, questions in enumerate(texts.values()):
-        for number, text in enumerate(questions):
-            encoded = tokenizer(text, return_special_tokens_mask=True)
-            cut += len(encoded["input_ids"]) > max_length
-            ids = encoded["input_ids"][:max_length]
-            special = encoded["special_tokens_mask"][:max_length]
-            rows.append((ids, [-1 if mask else index for mask in special], number % max(1, groups)))
-    if cut:
-        _log.warning("%d texts are longer than %d tokens and are cut there", cut, max_length)
-    rows.sort(key=lambda row: -len(row[0]))
-    batches = []
-    while rows:
-        width = max(1, len(rows[0][0]))
-        size = max(1, token_budget // width)
-        batch, rows = rows[:size], rows[size:]
-        input_ids = torch.zeros(len(batch), width, dtype=torch.int64)
-        language_ids = torch.full((len(batch), width), -1)
-        group_ids = torch.zeros(len(batch), width, dtype=torch.int64)
-        for row, (ids, languages, group) in enumerate(batch):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            language_ids[row, : len(ids)] = torch.tensor(languages)
-            group_ids[row] = group
-        batches.append((input_ids, language_ids, group_ids))
-    return batches

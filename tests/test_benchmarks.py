@@ -1,17 +1,20 @@
 """The benchmark suite: every stage runs dry, numbers are checked arithmetic, tables follow from the files."""
 
 import json
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("rich")
-from benchmarks import ceilings, goals, gpu, kernels, probe, providers, readme, results
+from benchmarks import ceilings, goals, gpu, kernels, probe, providers, readme, results, wheels
 from benchmarks.operations import Workload, products
 from benchmarks.shapes import TINY
 from benchmarks.timing import Case, interleaved
+from slamkern import record_stats
 from slamkern.backends import backends
+from slamkern.probing import padded, tokenize
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +80,7 @@ def test_every_stage_runs_dry_and_keeps_the_rows_of_the_others(tmp_path, capsys)
     assert set(stages) == {"ceilings", "kernels", "probe", "goals"}
     assert all(stage["rows"] and stage["environment"]["torch"] == torch.__version__ for stage in stages.values())
     variants = [row["variant"] for row in stages["probe"]["rows"]]
-    assert variants == ["unpatched", "forward hooks", "patched", "slamkern"]
+    assert variants == ["unpatched", "unpatched, packed", "forward hooks", "slamkern, padded", "slamkern"]
     assert all(row["met"] is None and row["note"] for row in stages["goals"]["rows"])
 
 
@@ -99,14 +102,23 @@ def test_a_stage_that_overruns_is_ended(tmp_path, monkeypatch):
 
 
 def test_hook_baseline_counts_what_the_recorder_counts():
-    _, model, encode = probe.model_of(CPU, dry=True)
+    _, model, tokenizer = probe.model_of(CPU, dry=True)
     _, texts = probe.texts_of(1)
-    batches = probe.batches_of(texts, encode, 512, CPU)
-    assert sum(int((languages >= 0).sum()) for _, languages in batches) == sum(
-        len(encode(text)) for these in texts.values() for text in these
-    )
-    shared = probe.twin(model)
-    assert all(a is b for a, b in zip(model.parameters(), shared.parameters(), strict=True))
+    hooked, recorded = probe.twin(model), probe.twin(model)
+    assert all(a is b for a, b in zip(model.parameters(), hooked.parameters(), strict=True))
+    hooks = probe.HookStatistics(hooked, [f"model.layers.{i}.mlp.act_fn" for i in range(2)], len(texts), 48)
+    with record_stats(recorded, list(texts)) as recorder, torch.inference_mode():
+        for batch in padded(tokenize(tokenizer, texts, 1024, 0), 512):
+            hooks.language_ids = batch.language_ids
+            hooked.base_model(**batch.inputs, use_cache=False)
+            with recorder.tokens(batch.language_ids):
+                recorded.base_model(**batch.inputs, use_cache=False)
+    stats = recorder.stats
+    for layer, (total, squares, active) in enumerate(hooks.totals):
+        count, mean = stats.count[:, None].double(), stats.mean[:, layer]
+        torch.testing.assert_close(total.double() / count, mean, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(squares.double() - count * mean**2, stats.m2[:, layer], rtol=1e-3, atol=1e-6)
+        assert torch.equal(active.long(), stats.active[:, layer])
 
 
 def test_goals_are_met_missed_or_not_measured():
@@ -135,3 +147,31 @@ def test_tables_are_made_from_the_files_alone(tmp_path):
 @pytest.mark.skipif(not readme.README.exists(), reason="no README.md yet")
 def test_the_readme_shows_the_committed_results():
     assert readme.main(["--check"]) == 0
+
+
+def test_wheels_follow_requirements_and_leave_out_what_is_there():
+    there = ["torch", "triton", "transformers"]
+    every = wheels.required("slamkern", ["test"], there, "3.12")
+    assert every["datasets"] == version("datasets") and "pyarrow" in every  # which datasets requires
+    assert not {"slamkern", *there} & set(every)
+    assert "tokenizers" not in every  # only transformers requires it
+    assert "pytest" in every and "pytest" not in wheels.required("slamkern", [], there, "3.12")
+    assert set(every) - set(wheels.required("slamkern", ["test"], [*there, "Datasets"], "3.12")) >= {
+        "datasets",
+        "pyarrow",
+    }
+
+
+def test_a_freeze_of_the_other_machine_is_read(tmp_path):
+    freeze = tmp_path / "freeze.txt"
+    freeze.write_text("# made there\nnumpy==2.5.2\ntorch @ file:///torch.whl\n-e git+https://host/x#egg=x\n")
+    assert wheels.names_of([str(freeze), "triton"]) == ["numpy", "torch", "triton"]
+
+
+def test_an_unknown_requirement_is_one_line(capsys, monkeypatch):
+    def required(*_):
+        raise PackageNotFoundError("peft")
+
+    monkeypatch.setattr(wheels, "required", required)
+    assert wheels.main([]) == 2
+    assert capsys.readouterr().err == "error: peft is required but not installed here; its version is unknown\n"

@@ -93,6 +93,23 @@ def test_result_does_not_depend_on_batching_order_or_groups(tiny_tokenizer):
     torch.testing.assert_close(many.m2[rows], one.m2, rtol=1e-12, atol=1e-13)
 
 
+def test_padded_batches_give_what_packed_ones_do(tiny_tokenizer, monkeypatch):
+    model = tiny_model("llama").double()
+    seen = []
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:2]))
+    packed = slamkern.collect_stats(model, tiny_tokenizer, TEXTS, token_budget=60, progress=False)
+    assert {rows for rows, _ in seen} == {1}
+    assert sum(tokens for _, tokens in seen) == packed.count.sum()
+    assert all(tokens <= 60 for _, tokens in seen) and len(seen) > 1
+    monkeypatch.setattr("slamkern.probing.supports_packing", lambda _: "of a test")
+    seen.clear()
+    padded = slamkern.collect_stats(model, tiny_tokenizer, TEXTS, token_budget=60, progress=False)
+    assert max(rows for rows, _ in seen) > 1
+    assert torch.equal(padded.count, packed.count) and torch.equal(padded.active, packed.active)
+    torch.testing.assert_close(padded.mean, packed.mean, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(padded.m2, packed.m2, rtol=1e-12, atol=1e-13)
+
+
 def test_groups_add_up_to_the_whole(llama, tiny_tokenizer):
     stats = slamkern.collect_stats(llama, tiny_tokenizer, TEXTS, groups=2, progress=False)
     assert torch.equal(stats.groups.count.sum(0), stats.count)
