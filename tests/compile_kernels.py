@@ -25,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slamkern.kernels import dual_gemm, elementwise, launch, moments, norms, statistics, weight_grad
+from slamkern.kernels import dual_gemm, elementwise, launch, moments, norms, rotation, statistics, weight_grad
 
 TARGETS = (80, 90, 100)
 BUDGETS = Path(__file__).with_name("kernel_budgets.json")
@@ -113,6 +113,21 @@ def _elementwise() -> dict[str, Case]:
     }
 
 
+def _rotary() -> dict[str, Case]:
+    """Heads of 128 rotated whole, and heads of 64 of which 48 are (the backward, whose gradients are bfloat16)."""
+    wide = ("vector_loads", "no_narrow_loads", "vector_stores")
+    types = _pointers("bf16", "q", "k", "cos", "sin", "q_out", "k_out")
+    whole = {"WIDTH": 128, "ROTATED": 128, "BLOCK_P": 1, "INVERSE": False, "HEADS": rotation.HEADS}
+    partial = whole | {"WIDTH": 64, "ROTATED": 48, "BLOCK_P": 16, "INVERSE": True}
+    single = types | _pointers("fp32", "cos", "sin")
+    kernel = rotation.rotary_kernel
+    return {
+        "rotary bf16": Case(kernel, types, whole, rotation.tile_of(128, 2), (), wide),
+        "rotary bf16 fp32 table": Case(kernel, single, whole, rotation.tile_of(128, 2), (), wide),
+        "rotary backward bf16 partial": Case(kernel, types, partial, rotation.tile_of(48, 2), (), wide),
+    }
+
+
 def _gemms(target: int) -> dict[str, Case]:
     capability = (target // 10, target % 10)
     unit = {80: "hmma", 90: "wgmma", 100: "tcgen05"}[target]
@@ -147,7 +162,7 @@ def _gemms(target: int) -> dict[str, Case]:
 
 def cases(target: int) -> dict[str, Case]:
     """Every kernel and feature at the tile sizes of production, for compute capability ``target / 10``."""
-    return _elementwise() | _gemms(target)
+    return _elementwise() | _rotary() | _gemms(target)
 
 
 def _tile_constants(tile: launch.Strip | launch.GemmTile) -> dict[str, int]:
