@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slamkern import autograd, kernels, ops
+from slamkern import autograd, kernels, ops, rotary
 from slamkern.backends import backends
 
 TORCH, COMPILE, LIGER = "torch", "torch.compile", "liger"
@@ -112,6 +112,34 @@ def _gated_linear(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
 
 def _dual_gemm(x: Tensor, w_gate: Tensor, w_up: Tensor, *ids: Tensor, languages: int) -> Any:
     return kernels.gated_linear(x, w_gate, w_up, ids[0] if ids else None, languages, "silu", "gate", False)
+
+
+def _apply_rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return q * cos + _rotate_half(q) * sin, k * cos + _rotate_half(k) * sin
+
+
+def _rotate_half(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
+def rotate(provider: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Any]:
+    """Queries and keys turned by position, of (q, k, cos, sin): (batch, heads, tokens, width) and (1, tokens, width).
+
+    Liger's overwrites q and k, and its backward their gradients.
+    """
+    if provider == TORCH:
+        return _apply_rotary
+    if provider == COMPILE:
+        return _compiled(_apply_rotary, device.type)
+    if provider == LIGER:
+        _liger(device)
+        from liger_kernel.ops.rope import LigerRopeFunction
+
+        return LigerRopeFunction.apply
+    backend = _backend(provider, device)
+    return lambda q, k, cos, sin: rotary.Rotary.apply(q, k, cos, sin, rotary.RotaryOptions(q.dtype, backend))
 
 
 def sparse_weight_grad(provider: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -1,7 +1,7 @@
 """The registered ops (``torch.ops.slamkern``): schema, implementation, shape function and autograd formula of each.
 
-Nothing else in the package registers an op. An implementation only picks the backend (backends.py) and calls it;
-the public functions below check their arguments and return :class:`Moments`.
+Only ops_rotary.py registers another. An implementation only picks the backend (backends.py) and calls it; the public
+functions below check their arguments and return :class:`Moments`.
 """
 
 from types import ModuleType

@@ -1,7 +1,7 @@
-"""patch_model and its undoing: every FFN and RMS norm of a decoder runs fused, nothing else about the model changes.
+"""patch_model and its undoing: FFNs, RMS norms and rotary embeddings of a decoder run fused, nothing else changes.
 
-Only the class of the FFN blocks (or, without a gate, of their activation modules) and of the norms is extended,
-instance by instance.
+Only the class of the FFN blocks (or, without a gate, of their activation modules), of the norms and of the attention
+modules is extended, instance by instance.
 The model's class, its forward, its parameters and their names stay, so saving, trainers, adapters, checkpointing and
 ``torch.compile`` go on as before.
 """
@@ -21,15 +21,22 @@ from slamkern.errors import SlamkernError
 from slamkern.extension import Extended
 from slamkern.ffn import FFN, Fused, fuse, unfuse
 from slamkern.norms import FusedNorm, NormFinding, find_norms, fuse_norm, unfuse_norm
+from slamkern.rotary import FusedRotary, RotaryFinding, find_rotaries, fuse_rotary, unfuse_rotary
 
 _log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def patch_model(
-    model: Model, *, strict: bool = True, backend: str = "auto", recompute: bool = False, norms: bool = True
+    model: Model,
+    *,
+    strict: bool = True,
+    backend: str = "auto",
+    recompute: bool = False,
+    norms: bool = True,
+    rotary: bool = True,
 ) -> Model:
-    """Fuse the FFNs and RMS norms of ``model`` in place and return it; patching twice changes nothing.
+    """Fuse FFNs, RMS norms and rotary embeddings of ``model`` in place; return it; patching twice changes nothing.
 
     Args:
         strict: refuse the model if any FFN of its decoder cannot be fused; otherwise leave those alone, log them,
@@ -37,6 +44,7 @@ def patch_model(
         backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"reference"``.
         recompute: save only the input of each gated FFN for the backward, and compute gate and up again there.
         norms: fuse the RMS norms too; a norm that is none of the known ones is left alone and listed in explain.
+        rotary: turn queries and keys in one pass too; attention that does it another way is left alone and listed.
 
     Raises SlamkernError naming the module and what would work. The model is then as it was.
     """
@@ -67,19 +75,30 @@ def patch_model(
         if not isinstance(finding.module, Fused):
             fuse(finding.module, ffn)
         ffn.backend, ffn.recompute = backend, recompute
-    for found in _norms_of(model):
-        if isinstance(found.module, FusedNorm) and not norms:
-            unfuse_norm(found.module)
-        elif norms and usable and found.norm is not None:
-            if not isinstance(found.module, FusedNorm):
-                fuse_norm(found.module, found.norm)
-            found.norm.backend = backend
+    prefix, decoder = decoder_of(model)
+    _patch_norms(find_norms(decoder, prefix), norms and bool(usable), backend)
+    _patch_rotaries(find_rotaries(decoder, prefix), rotary and bool(usable), backend)
     return model
 
 
-def _norms_of(model: nn.Module) -> list[NormFinding]:
-    prefix, decoder = decoder_of(model)
-    return find_norms(decoder, prefix)
+def _patch_norms(findings: list[NormFinding], wanted: bool, backend: str) -> None:
+    for found in findings:
+        if isinstance(found.module, FusedNorm) and not wanted:
+            unfuse_norm(found.module)
+        elif wanted and found.norm is not None:
+            if not isinstance(found.module, FusedNorm):
+                fuse_norm(found.module, found.norm)
+            found.norm.backend = backend
+
+
+def _patch_rotaries(findings: list[RotaryFinding], wanted: bool, backend: str) -> None:
+    for found in findings:
+        if isinstance(found.module, FusedRotary):
+            if wanted and found.module.slamkern_rotary_backend == backend:
+                continue
+            unfuse_rotary(found.module)
+        if wanted and found.rotation is not None:
+            fuse_rotary(found.module, found.rotation, backend)
 
 
 def _check_layers(model: nn.Module, findings: list[Finding]) -> None:
@@ -103,19 +122,27 @@ def unpatch_model(model: Model) -> Model:
             unfuse(module)
         elif isinstance(module, FusedNorm):
             unfuse_norm(module)
+        elif isinstance(module, FusedRotary):
+            unfuse_rotary(module)
     return model
 
 
 @contextmanager
 def patched(
-    model: Model, *, strict: bool = True, backend: str = "auto", recompute: bool = False, norms: bool = True
+    model: Model,
+    *,
+    strict: bool = True,
+    backend: str = "auto",
+    recompute: bool = False,
+    norms: bool = True,
+    rotary: bool = True,
 ) -> Iterator[Model]:
     """``patch_model`` for the length of a ``with`` block; a model that was patched before stays patched."""
     if any(isinstance(module, Extended) for module in model.modules()):
         yield model
         return
     try:
-        yield patch_model(model, strict=strict, backend=backend, recompute=recompute, norms=norms)
+        yield patch_model(model, strict=strict, backend=backend, recompute=recompute, norms=norms, rotary=rotary)
     finally:
         unpatch_model(model)
 
@@ -148,21 +175,32 @@ class Explanation:
 
 
 class ExplanationTable(tuple[Explanation, ...]):
-    """The rows of :func:`explain`, FFNs in order of depth; prints one line an FFN and one line a group of norms."""
+    """The rows of :func:`explain`, FFNs in order of depth; prints a line an FFN and a line a group of the others."""
 
     norms: tuple[NormFinding, ...] = ()
+    rotaries: tuple[RotaryFinding, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join([*map(str, self), *_describe_norms(self.norms)]) or "no FFN found"
+        rows: list[_Row] = []
+        for norm in self.norms:
+            what = None if norm.norm is None else f"RMS norm, {norm.norm.style}"
+            rows.append((norm, isinstance(norm.module, FusedNorm), what))
+        for rotary in self.rotaries:
+            what = None if rotary.rotation is None else "rotary embedding"
+            rows.append((rotary, isinstance(rotary.module, FusedRotary), what))
+        return "\n".join([*map(str, self), *_grouped(rows)]) or "no FFN found"
 
 
-def _describe_norms(norms: tuple[NormFinding, ...]) -> list[str]:
-    """One line for all norms that differ in their layer alone."""
+_Row = tuple[NormFinding | RotaryFinding, bool, str | None]  # a finding, whether it is fused, and what it computes
+
+
+def _grouped(rows: list[_Row]) -> list[str]:
+    """One line for all findings that differ in their layer alone."""
     groups: dict[str, int] = {}
-    for found in norms:
-        state = "fused" if isinstance(found.module, FusedNorm) else "can be fused"
-        text = f"not fused: {found.reason}" if found.norm is None else f"{state} (RMS norm, {found.norm.style})"
-        line = f"{re.sub(r'[.][0-9]+[.]', '.*.', found.path)}: {text}"
+    for finding, fused, what in rows:
+        state = "fused" if fused else "can be fused"
+        text = f"not fused: {finding.reason}" if what is None else f"{state} ({what})"
+        line = f"{re.sub(r'[.][0-9]+[.]', '.*.', finding.path)}: {text}"
         groups[line] = groups.get(line, 0) + 1
     return [f"{line}, {count} of them" if count > 1 else line for line, count in groups.items()]
 
@@ -170,7 +208,8 @@ def _describe_norms(norms: tuple[NormFinding, ...]) -> list[str]:
 def explain(model: nn.Module) -> ExplanationTable:
     """Per FFN: found, fused or why not, and which of its projections are trainable. Changes nothing.
 
-    The table's ``norms`` has the same of every norm: its module, what it computes or why it is left alone.
+    The table's ``norms`` and ``rotaries`` have the same of every norm and every attention module that turns queries
+    and keys: the module, what it computes or why it is left alone.
     """
     rows = []
     for finding in find_ffns(model):
@@ -192,5 +231,7 @@ def explain(model: nn.Module) -> ExplanationTable:
             )
         )
     table = ExplanationTable(rows)
-    table.norms = tuple(_norms_of(model))
+    prefix, decoder = decoder_of(model)
+    table.norms = tuple(find_norms(decoder, prefix))
+    table.rotaries = tuple(find_rotaries(decoder, prefix))
     return table

@@ -53,6 +53,18 @@ def test_gated_linear_at_production_shapes(tokens, width, neurons, save):
     assert all(torch.equal(first, second) for first, second in zip(stats, again, strict=True))
 
 
+@pytest.mark.parametrize(("heads", "keys", "width", "rotated"), [(32, 8, 128, 128), (9, 3, 64, 64), (5, 5, 80, 32)])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_rotary_at_production_shapes(heads, keys, width, rotated, inverse):
+    q, k = (normal(2, 2049, n, width, dtype=BF16, seed=n).transpose(1, 2) for n in (heads, keys))
+    cos, sin = (normal(1, 2049, rotated, dtype=BF16, seed=seed) for seed in (1, 2))
+    actual = kernels.rotary(q, k, cos, sin, inverse, BF16)
+    stock = reference.rotary(q, k, cos, sin, inverse, BF16)
+    truth = reference.rotary(q.double(), k.double(), cos.double(), sin.double(), inverse, torch.float64)
+    for one, other, exact in zip(actual, stock, truth, strict=True):
+        assert_as_good(one, other, exact)
+
+
 @pytest.mark.parametrize("chosen", [None, 37, 1100])
 def test_weight_grad_at_production_shapes(chosen):
     grad, x = normal(4096, 11008, dtype=BF16), normal(4096, 4096, dtype=BF16, seed=1)
@@ -85,6 +97,7 @@ def test_offsets_past_two_to_the_31st():
 def test_captured_in_a_graph_without_waiting_for_the_device():
     gate, up = normal(512, 1024, dtype=BF16), normal(512, 1024, dtype=BF16, seed=1)
     weight = normal(1024, 1024, dtype=BF16, seed=2, scale=1 / 32)
+    heads, table = gate.view(1, 512, 16, 64).transpose(1, 2), up[None, :, :64].contiguous()
     ids, rows = language_ids("mixed", 512, 4), torch.arange(0, 1024, 3, device="cuda")
 
     def step():
@@ -94,6 +107,7 @@ def test_captured_in_a_graph_without_waiting_for_the_device():
             *kernels.swiglu_backward(up, gate, up, "silu", True),
             *kernels.gated_linear(gate, weight, weight, ids, 4, "silu", "hidden", False)[3],
             kernels.sparse_weight_grad(gate, up, rows),
+            *kernels.rotary(heads, heads, table, table, False, BF16),
         )
 
     step()  # compiles

@@ -1,8 +1,8 @@
 """The Triton backend: the ops of ``slamkern.reference`` with the same names, signatures and results.
 
-One op a file: kernels, then the launcher. Tensors are (tokens, neurons) in bfloat16, float16 or float32 with
-a contiguous last dimension and any row stride. Launchers never wait for the device and allocate shapes that depend
-on shapes only, so every one of them can be captured in a CUDA graph.
+One op a file: kernels, then the launcher. Tensors are (tokens, neurons), or heads of queries and keys, in bfloat16,
+float16 or float32 with a contiguous last dimension and any row stride. Launchers never wait for the device and allocate
+shapes that depend on shapes only, so every one of them can be captured in a CUDA graph.
 
 Importing this package does not import triton: the kernels load when one of them is first asked for.
 """
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from slamkern.kernels.dual_gemm import gated_linear
     from slamkern.kernels.elementwise import swiglu, swiglu_backward
     from slamkern.kernels.norms import rms_norm, rms_norm_backward
+    from slamkern.kernels.rotation import rotary
     from slamkern.kernels.statistics import swiglu_moments, swiglu_stats
     from slamkern.kernels.weight_grad import sparse_weight_grad
 
@@ -25,6 +26,7 @@ __all__ = [
     "gated_linear",
     "rms_norm",
     "rms_norm_backward",
+    "rotary",
     "sparse_weight_grad",
     "swiglu",
     "swiglu_backward",
@@ -37,6 +39,7 @@ _FILES = {
     "gated_linear": "dual_gemm",
     "rms_norm": "norms",
     "rms_norm_backward": "norms",
+    "rotary": "rotation",
     "sparse_weight_grad": "weight_grad",
     "swiglu": "elementwise",
     "swiglu_backward": "elementwise",
