@@ -199,7 +199,7 @@ __global__ void backward(const T* grad, int64_t grad_stride, const T* gate, int6
       out_hidden.values[c] = from_float<T>(value * up_c);
     }
     const int64_t at = row * neurons + column;
-    *reinterpret_cast<V*>(grad_gate + at) = out_gate;
+    if (grad_gate) *reinterpret_cast<V*>(grad_gate + at) = out_gate;
     if (grad_up) *reinterpret_cast<V*>(grad_up + at) = out_up;
     if (hidden) *reinterpret_cast<V*>(hidden + at) = out_hidden;
   }

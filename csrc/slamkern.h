@@ -50,7 +50,8 @@ SLAMKERN_API int slamkern_swiglu_stats(const void* gate, int64_t gate_stride, co
                                        int observe, int64_t* count, double* mean, double* m2, int64_t* active,
                                        void* workspace, int threads, void* stream);
 
-// grad_gate = grad * up * act'(gate), grad_up = grad * act(gate), hidden = act(gate) * up; outputs have stride neurons.
+// grad_gate = grad * up * act'(gate), grad_up = grad * act(gate), hidden = act(gate) * up; outputs have stride neurons,
+// and those that are NULL are left out.
 SLAMKERN_API int slamkern_swiglu_backward(const void* grad, int64_t grad_stride, const void* gate, int64_t gate_stride,
                                           const void* up, int64_t up_stride, void* grad_gate, void* grad_up,
                                           void* hidden, int64_t tokens, int64_t neurons, int dtype, int activation,

@@ -129,7 +129,13 @@ class GatedFFN(torch.autograd.Function):
                 )
                 gate, up = F.linear(x, w_gate, b_gate), F.linear(x, w_up, b_up)
             grad_gate, grad_up, hidden = ops.eager_swiglu_backward(
-                grad_y @ w_down, gate, up, options.activation, need_dw_down or need_columns, options.backend
+                grad_y @ w_down,
+                gate,
+                up,
+                options.activation,
+                need_dw_down or need_columns,
+                options.backend,
+                need_dx or need_dw_gate or need_db_gate,
             )
             if need_dx:
                 dx = torch.addmm(grad_gate @ w_gate, grad_up, w_up)

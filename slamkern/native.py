@@ -180,22 +180,21 @@ def _stats(
 
 
 def swiglu_backward(
-    grad_hidden: Tensor, gate: Tensor, up: Tensor | None, activation: str, need_hidden: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """``grad_gate``, ``grad_up`` (None without ``up``) and, on request, ``hidden`` again; all freshly allocated."""
+    grad_hidden: Tensor, gate: Tensor, up: Tensor | None, activation: str, need_hidden: bool, need_gate: bool = True
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """``grad_gate`` unless declined, ``grad_up`` (None without ``up``) and, on request, ``hidden`` again; all fresh."""
     dtype, (tokens, neurons) = _dtype(gate), gate.shape
-    grad_gate = pages.empty(gate.shape, gate.dtype, gate.device)
-    grad_up = None if up is None else pages.empty(gate.shape, gate.dtype, gate.device)
-    hidden = pages.empty(gate.shape, gate.dtype, gate.device) if need_hidden else None
+    grad_gate, grad_up, hidden = (
+        pages.empty(gate.shape, gate.dtype, gate.device) if needed else None
+        for needed in (need_gate, up is not None, need_hidden)
+    )
     _run(
         gate,
         _library(gate.device.type).slamkern_swiglu_backward,
         *_rows(grad_hidden),
         *_rows(gate),
         *_rows(up),
-        grad_gate.data_ptr(),
-        None if grad_up is None else grad_up.data_ptr(),
-        None if hidden is None else hidden.data_ptr(),
+        *(None if output is None else output.data_ptr() for output in (grad_gate, grad_up, hidden)),
         tokens,
         neurons,
         dtype,

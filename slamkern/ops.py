@@ -28,8 +28,8 @@ _library.define("swiglu(Tensor gate, Tensor? up, str activation, str backend) ->
 _library.define(f"swiglu_stats({_ARGS}) -> (Tensor hidden, Tensor count, Tensor mean, Tensor m2, Tensor active)")
 _library.define(f"swiglu_moments({_ARGS}) -> {_STATS}")
 _library.define(
-    "swiglu_backward(Tensor grad_hidden, Tensor gate, Tensor? up, str activation, bool need_hidden, str backend)"
-    " -> (Tensor grad_gate, Tensor grad_up, Tensor hidden)"
+    "swiglu_backward(Tensor grad_hidden, Tensor gate, Tensor? up, str activation, bool need_hidden, str backend,"
+    " bool need_gate=True) -> (Tensor grad_gate, Tensor grad_up, Tensor hidden)"
 )
 _library.define("sparse_weight_grad(Tensor grad, Tensor x, Tensor neurons, str backend) -> Tensor")
 _library.define("rms_norm(Tensor x, Tensor weight, float eps, str style, str backend) -> (Tensor y, Tensor rstd)")
@@ -58,15 +58,20 @@ def _swiglu_moments(
 
 
 def _swiglu_backward(
-    grad_hidden: Tensor, gate: Tensor, up: Tensor | None, activation: str, need_hidden: bool, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    # An op cannot return None: what was not asked for, or does not exist, comes back empty.
+    grad: Tensor,
+    gate: Tensor,
+    up: Tensor | None,
+    activation: str,
+    need_hidden: bool,
+    backend: str,
+    need_gate: bool = True,
+) -> tuple[Tensor, ...]:
     module = backend_for(backend, gate.device.type, gate.dtype)
-    grad_gate, grad_up, hidden = module.swiglu_backward(
-        _rows(grad_hidden), _rows(gate), up if up is None else _rows(up), activation, need_hidden
+    outputs = module.swiglu_backward(
+        _rows(grad), _rows(gate), up if up is None else _rows(up), activation, need_hidden, need_gate
     )
-    absent = gate.new_empty(0)
-    return grad_gate, absent if grad_up is None else grad_up, absent.clone() if hidden is None else hidden
+    # An op cannot return None: what was not asked for, or does not exist, comes back empty.
+    return tuple(gate.new_empty(0) if output is None else output for output in outputs)
 
 
 def _sparse_weight_grad(grad: Tensor, x: Tensor, neurons: Tensor, backend: str) -> Tensor:
@@ -138,10 +143,9 @@ def _(gate, up, language_ids, num_languages, activation, observe, backend):  # t
 
 
 @torch.library.register_fake("slamkern::swiglu_backward", lib=_library)
-def _(grad_hidden, gate, up, activation, need_hidden, backend):  # type: ignore[no-untyped-def]
-    absent = gate.new_empty(0)
-    grad_up = absent if up is None else _empty_hidden(up)
-    return _empty_hidden(gate), grad_up, _empty_hidden(gate) if need_hidden else absent.clone()
+def _(grad_hidden, gate, up, activation, need_hidden, backend, need_gate=True):  # type: ignore[no-untyped-def]
+    wanted = (need_gate, up is not None, need_hidden)
+    return tuple(_empty_hidden(gate) if asked else gate.new_empty(0) for asked in wanted)
 
 
 @torch.library.register_fake("slamkern::sparse_weight_grad", lib=_library)

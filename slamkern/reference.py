@@ -116,17 +116,16 @@ def activation_derivative(x: Tensor, activation: str) -> Tensor:
 
 
 def swiglu_backward(
-    grad_hidden: Tensor, gate: Tensor, up: Tensor | None, activation: str, need_hidden: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """``grad_gate``, ``grad_up`` (None without ``up``) and, on request, ``hidden`` again; all freshly allocated."""
+    grad_hidden: Tensor, gate: Tensor, up: Tensor | None, activation: str, need_hidden: bool, need_gate: bool = True
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """``grad_gate`` unless declined, ``grad_up`` (None without ``up``) and, on request, ``hidden`` again; all fresh."""
     wide_gate, wide_grad = _wide(gate), _wide(grad_hidden)
-    slope = activation_derivative(wide_gate, activation)
-    if up is None:
-        return (wide_grad * slope).to(gate.dtype), None, swiglu(gate, None, activation) if need_hidden else None
-    activated, wide_up = activate(wide_gate, activation), _wide(up)
-    grad_gate = (wide_grad * wide_up * slope).to(gate.dtype)
-    grad_up = (wide_grad * activated).to(up.dtype)
-    return grad_gate, grad_up, (activated * wide_up).to(gate.dtype) if need_hidden else None
+    grad_gate = None
+    if need_gate:
+        grad_activated = wide_grad if up is None else wide_grad * _wide(up)
+        grad_gate = (grad_activated * activation_derivative(wide_gate, activation)).to(gate.dtype)
+    grad_up = None if up is None else (wide_grad * activate(wide_gate, activation)).to(up.dtype)
+    return grad_gate, grad_up, swiglu(gate, up, activation) if need_hidden else None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, style: str) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from conftest import tiny_model
 
 import slamkern
+from slamkern import ops
 from slamkern.autograd import FFNOptions, GatedFFN
 
 TOKENS, HIDDEN, NEURONS = 5, 8, 12
@@ -96,6 +97,16 @@ def test_frozen_layers_get_no_gradient_and_trained_ones_the_right_one(input_ids)
         assert (parameter.grad is not None) == (name in trained)
         if name in trained:
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_lowest_layer_computes_no_gradient_of_a_frozen_gate(monkeypatch):
+    asked = []
+    backward = ops.eager_swiglu_backward
+    monkeypatch.setattr(ops, "eager_swiglu_backward", lambda *args: asked.append(args[-1]) or backward(*args))
+    for trained in (("w_up", "w_down"), ("x", "w_up"), ("w_gate",), ("b_gate",)):
+        (y,) = GatedFFN.apply(*inputs(trained), None, None, None, None, FFNOptions("silu", "auto"))
+        y.sum().backward()
+    assert asked == [False, True, True, True]
 
 
 def test_a_second_derivative_is_refused():

@@ -91,7 +91,9 @@ def test_backward_is_as_accurate_as_eager(isa, activation, dtype):
             for one, other, exact in zip(actual, eager, truth, strict=True):
                 if one is not None:
                     assert_as_accurate(one, other, exact)
-        assert native.swiglu_backward(grad, gate, up, activation, False)[2] is None
+        _, grad_up, _ = native.swiglu_backward(grad, gate, up, activation, True)
+        no_gate, same, no_hidden = native.swiglu_backward(grad, gate, up, activation, False, False)
+        assert no_gate is None and no_hidden is None and torch.equal(same, grad_up)
 
 
 def test_exp_is_within_two_ulp(isa):

@@ -61,7 +61,8 @@ def swiglu_backward_kernel(
         hidden = activated * up
         grad_activated = grad * up
         tl.store(grad_up_ptr + out, (grad * activated).to(grad_up_ptr.dtype.element_ty), inside)
-    tl.store(grad_gate_ptr + out, (grad_activated * slope).to(grad_gate_ptr.dtype.element_ty), inside)
+    if grad_gate_ptr is not None:
+        tl.store(grad_gate_ptr + out, (grad_activated * slope).to(grad_gate_ptr.dtype.element_ty), inside)
     if hidden_ptr is not None:
         tl.store(hidden_ptr + out, hidden.to(hidden_ptr.dtype.element_ty), inside)
 
@@ -84,26 +85,26 @@ def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
 
 
 def swiglu_backward(
-    grad_hidden: Tensor, gate: Tensor, up: Tensor | None, activation: str, need_hidden: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """``grad_gate``, ``grad_up`` (None without ``up``) and, on request, ``hidden`` again; all freshly allocated.
+    grad_hidden: Tensor, gate: Tensor, up: Tensor | None, activation: str, need_hidden: bool, need_gate: bool = True
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """``grad_gate`` unless declined, ``grad_up`` (None without ``up``) and, on request, ``hidden`` again; all fresh.
 
     Row strides may be anything, 0 included (the gradient of a sum over rows).
     """
     _check(gate, up, activation)
     launch.check_like("grad_hidden", grad_hidden, gate)
-    grad_gate = _fresh(gate)
+    grad_gate = _fresh(gate) if need_gate else None
     grad_up = None if up is None else _fresh(gate)
     hidden = _fresh(gate) if need_hidden else None
     tokens, neurons = gate.shape
-    if grad_gate.numel() == 0:
+    if gate.numel() == 0:
         return grad_gate, grad_up, hidden
     tile = launch.strip(neurons, gate.element_size(), block_t=4, max_warps=4)
     grid = (triton.cdiv(tokens, tile.block_t) * triton.cdiv(neurons, tile.block_n),)
     with launch.on(gate.device):
         swiglu_backward_kernel[grid](
             grad_hidden, gate, up, grad_gate, grad_up, hidden,
-            tokens, neurons, grad_hidden.stride(0), gate.stride(0), _stride(up), grad_gate.stride(0),
+            tokens, neurons, grad_hidden.stride(0), gate.stride(0), _stride(up), neurons,
             ACTIVATION=activation, BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
         )  # fmt: skip
     return grad_gate, grad_up, hidden
