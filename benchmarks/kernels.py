@@ -36,6 +36,8 @@ def workloads(stage: Stage) -> list[Workload]:
         tokens, gemm_tokens = 40, 40
     elif stage.device.type == "cuda":
         tokens, gemm_tokens, dtype = 8192, 8192, torch.bfloat16
+    else:  # the quick ones first, in case the time runs out
+        shapes = tuple(sorted(shapes, key=lambda shape: shape.neurons))
     slow = {COMPILE, "slamkern triton"} if stage.device.type == "cpu" else {COMPILE}
     shown = tuple(provider for provider in PROVIDERS if not (stage.dry and provider in slow))
     return [Workload(shape, tokens, gemm_tokens, dtype, stage.device, shown) for shape in shapes]

@@ -22,8 +22,7 @@ Statistics, where asked for, come out beside ``y`` without a gradient; whether t
 is saved, so checkpointing sees the same forward twice. Not here: the choice of which FFN runs through this (ffn.py).
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +32,7 @@ from torch.autograd.function import once_differentiable
 from slamkern import ops
 
 
-@dataclass(frozen=True)
-class FFNOptions:
+class FFNOptions(NamedTuple):
     """What is not a tensor: activation, backend of the ops, whether to recompute, what to observe of how many."""
 
     activation: str

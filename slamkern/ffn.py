@@ -64,6 +64,14 @@ class FFN:
             )
         return recording
 
+    def options(self, recording: Recording | None) -> autograd.FFNOptions:
+        """What the fused forward is told beside its tensors."""
+        if recording is None:
+            return autograd.FFNOptions(self.activation, self.backend, self.recompute)
+        return autograd.FFNOptions(
+            self.activation, self.backend, self.recompute, recording.num_languages, recording.observe
+        )
+
     def combine(self, gate: Tensor, up: Tensor | None) -> Tensor:
         """Activation and product over (..., neurons), with the statistics of a recording where there is one."""
         shape = gate.shape
@@ -140,7 +148,6 @@ class FusedGated(Fused):
             return down(ffn.combine(gate(x), up(x)))
         rows = x.reshape(-1, x.shape[-1])
         recording = ffn.recording_of(rows.shape[0])
-        num_languages, observe = (recording.num_languages, recording.observe) if recording else (0, "gate")
         y, *moments = autograd.GatedFFN.apply(
             rows,
             gate.weight,
@@ -151,7 +158,7 @@ class FusedGated(Fused):
             down.bias,
             *((None, None, None) if trained is None else (trained.up, trained.down, trained.neurons)),
             recording.language_ids if recording else None,
-            autograd.FFNOptions(ffn.activation, ffn.backend, ffn.recompute, num_languages, observe),
+            ffn.options(recording),
         )
         if recording is not None:
             recording.moments.add_(Moments(*moments))

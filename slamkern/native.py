@@ -110,7 +110,7 @@ def _run(gate: Tensor, function: Callable[..., int], *arguments: object) -> None
 def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
     """``hidden = act_fn(gate) * up`` (``act_fn(gate)`` where ``up`` is None); all (tokens, neurons)."""
     dtype, (tokens, neurons) = _dtype(gate), gate.shape
-    hidden = pages.empty(gate.shape, gate.dtype, gate.device)
+    hidden = pages.empty_like(gate)
     function = _library(gate.device.type).slamkern_swiglu
     outputs = (hidden.data_ptr(), neurons)
     _run(gate, function, *_rows(gate), *_rows(up), *outputs, tokens, neurons, dtype, _ACTIVATIONS[activation])
@@ -124,7 +124,7 @@ def swiglu_stats(
 
     Bitwise the same from run to run and for every number of threads.
     """
-    hidden = pages.empty(gate.shape, gate.dtype, gate.device)
+    hidden = pages.empty_like(gate)
     return hidden, *_stats(gate, up, hidden, language_ids, num_languages, activation, observe)
 
 
@@ -185,8 +185,7 @@ def swiglu_backward(
     """``grad_gate`` unless declined, ``grad_up`` (None without ``up``) and, on request, ``hidden`` again; all fresh."""
     dtype, (tokens, neurons) = _dtype(gate), gate.shape
     grad_gate, grad_up, hidden = (
-        pages.empty(gate.shape, gate.dtype, gate.device) if needed else None
-        for needed in (need_gate, up is not None, need_hidden)
+        pages.empty_like(gate) if needed else None for needed in (need_gate, up is not None, need_hidden)
     )
     _run(
         gate,

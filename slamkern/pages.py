@@ -62,8 +62,8 @@ def _pages() -> Pages:
     return Pages()
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``torch.empty``, on a CPU in memory that has been used before where it is large."""
-    if device.type != "cpu" or prod(shape) * dtype.itemsize < LARGE_BYTES:
-        return torch.empty(shape, dtype=dtype, device=device)
-    return _pages().empty(shape, dtype)
+def empty_like(x: Tensor) -> Tensor:
+    """An uninitialised contiguous tensor like ``x``, on a CPU in memory that has been used before where it is large."""
+    if x.device.type != "cpu" or x.nbytes < LARGE_BYTES:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return _pages().empty(x.shape, x.dtype)

@@ -77,7 +77,7 @@ def test_threads_never_share_a_block() -> None:
 
 
 def test_small_results_are_torchs_own() -> None:
-    assert pages.empty((8, 4), torch.float32, torch.device("cpu")).untyped_storage().resizable()
+    assert pages.empty_like(torch.ones(8, 4)).untyped_storage().resizable()
 
 
 @pytest.mark.skipif(native.why_not() is not None, reason=f"{native.why_not()}")
