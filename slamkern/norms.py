@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from slamkern import ops, reference  # noqa: F401 - ops registers torch.ops.slamkern
+from slamkern import reference, row_ops  # noqa: F401 - row_ops registers torch.ops.slamkern
 from slamkern.extension import Extended, extend, restore
 
 

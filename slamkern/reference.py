@@ -14,6 +14,7 @@ from torch import Tensor
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 OBSERVABLES = ("gate", "hidden")
 NORM_STYLES = ("rounded", "scaled", "offset")  # Llama's, OLMo 2's, Gemma's
+_LEAST_SCALE = 2.0**-126
 StatsTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -161,3 +162,14 @@ def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, sty
 def rms_norm_weight_grad(grad: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
     """``sum over rows of grad * x * rstd``: (width,), float32 (float64 for float64 inputs), in every style."""
     return (_wide(x) * rstd[:, None]).mul_(grad).sum(0)
+
+
+def quantize_rows(x: Tensor, multiplier: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows in FP8: ``values`` (rows, width) float8_e4m3fn and ``scale`` (rows,) float32 with ``x ~ scale * values``.
+
+    ``scale = max |x| / 448`` of each row, 448 being the largest e4m3 number, and at least the smallest normal float32,
+    so that a row of zeros stays one. ``multiplier`` (width,) float32: ``x * multiplier`` is quantised instead.
+    """
+    wide = x.float() if multiplier is None else x.float() * multiplier
+    scale = wide.abs().amax(1).mul_(1 / 448).clamp_(min=_LEAST_SCALE)
+    return (wide * scale.reciprocal()[:, None]).to(torch.float8_e4m3fn), scale

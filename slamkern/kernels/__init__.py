@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from slamkern.kernels.dual_gemm import gated_linear
     from slamkern.kernels.elementwise import swiglu, swiglu_backward
     from slamkern.kernels.norms import rms_norm, rms_norm_backward
+    from slamkern.kernels.quantize import quantize_rows
     from slamkern.kernels.statistics import swiglu_moments, swiglu_stats
     from slamkern.kernels.weight_grad import sparse_weight_grad
 
 __all__ = [
     "gated_linear",
+    "quantize_rows",
     "rms_norm",
     "rms_norm_backward",
     "sparse_weight_grad",
@@ -35,6 +37,7 @@ __all__ = [
 
 _FILES = {
     "gated_linear": "dual_gemm",
+    "quantize_rows": "quantize",
     "rms_norm": "norms",
     "rms_norm_backward": "norms",
     "sparse_weight_grad": "weight_grad",

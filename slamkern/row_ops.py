@@ -1,0 +1,55 @@
+"""The registered ops that take whole rows (``torch.ops.slamkern``): RMS norms, and quantisation to FP8.
+
+As in ops.py an implementation only picks the backend and calls it. csrc has none of these: where it is the backend,
+plain torch runs.
+"""
+
+import torch
+from torch import Tensor
+
+from slamkern.backends import beyond_csrc, readable
+
+_library = torch.library.Library("slamkern", "FRAGMENT")
+_library.define("rms_norm(Tensor x, Tensor weight, float eps, str style, str backend) -> (Tensor y, Tensor rstd)")
+_library.define(
+    "rms_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor rstd, str style, str backend) -> Tensor"
+)
+_library.define("quantize_rows(Tensor x, Tensor? multiplier, str backend) -> (Tensor values, Tensor scale)")
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float, style: str, backend: str) -> tuple[Tensor, Tensor]:
+    return beyond_csrc(backend, x).rms_norm(readable(x), weight, eps, style)
+
+
+def _rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, style: str, backend: str) -> Tensor:
+    return beyond_csrc(backend, x).rms_norm_backward(readable(grad), readable(x), weight, rstd, style)
+
+
+def _quantize_rows(x: Tensor, multiplier: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    return beyond_csrc(backend, x).quantize_rows(readable(x), multiplier)
+
+
+_library.impl("rms_norm", _rms_norm, "CompositeExplicitAutograd")
+_library.impl("rms_norm_backward", _rms_norm_backward, "CompositeExplicitAutograd")
+_library.impl("quantize_rows", _quantize_rows, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("slamkern::rms_norm", lib=_library)
+def _(x, weight, eps, style, backend):  # type: ignore[no-untyped-def]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return _like(x), torch.empty(x.shape[0], dtype=wide, device=x.device)
+
+
+@torch.library.register_fake("slamkern::rms_norm_backward", lib=_library)
+def _(grad, x, weight, rstd, style, backend):  # type: ignore[no-untyped-def]
+    return _like(x)
+
+
+@torch.library.register_fake("slamkern::quantize_rows", lib=_library)
+def _(x, multiplier, backend):  # type: ignore[no-untyped-def]
+    values = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    return values, torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
