@@ -47,11 +47,11 @@ class FP8Weight:
 
     def project(self, rows: Rows, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         """``x @ w.T + bias`` of quantised rows (tokens, in): (tokens, out)."""
-        return _product(rows, self.values.t(), self.scale[None], bias, dtype, fast=True)
+        return _product(rows, self.values.t(), self.scale.unsqueeze(0), bias, dtype, fast=True)
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """``grad @ w`` of (tokens, out): (tokens, in), in the dtype of ``grad``."""
-        ones = torch.ones(1, self.values.shape[1], device=grad.device)
+        ones = torch.ones(1, self.values.shape[1], dtype=torch.float32, device=grad.device)
         # Gradients are summed over more layers than activations: sums stay in full float32.
         return _product(self.quantised(grad, self.scale), self.transposed().t(), ones, None, grad.dtype, fast=False)
 
@@ -59,7 +59,8 @@ class FP8Weight:
         """The values as (in, out), contiguous: the copy that is kept, or else made for this call."""
         if self._transposed is not None:
             return self._transposed
-        return self.values.view(torch.uint8).t().contiguous().view(self.values.dtype)
+        copy = self.values.view(torch.uint8).t().clone(memory_format=torch.contiguous_format)
+        return copy.view(self.values.dtype)
 
     def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight that the products see, (out, in)."""
@@ -82,7 +83,7 @@ def _product(
     values, row_scale = rows
     if values.is_cuda:
         return torch._scaled_mm(
-            values, right, row_scale[:, None], scale, bias=bias, out_dtype=dtype, use_fast_accum=fast
+            values, right, row_scale.unsqueeze(1), scale, bias=bias, out_dtype=dtype, use_fast_accum=fast
         )
     y = (values.float() @ right.float()).mul_(row_scale[:, None]).mul_(scale)
     return (y if bias is None else y.add_(bias)).to(dtype)

@@ -19,6 +19,12 @@ _STEP = tl.constexpr(1 / 448)  # a product rounds the same everywhere; a divisio
 _LEAST = tl.constexpr(2.0**-126)  # the smallest normal float32, whose reciprocal is finite
 
 
+@triton.jit
+def _larger(a, b):
+    # Not a number wins, so that it shows in the scale of its row: how a cast to e4m3 treats it differs.
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def quantize_rows_kernel(
     x_ptr, multiplier_ptr, values_ptr, scale_ptr, tokens, width, x_stride, values_stride,
@@ -31,7 +37,7 @@ def quantize_rows_kernel(
     x = tl.load(x_ptr + rows[:, None] * x_stride + columns[None, :], inside, other=0.0).to(tl.float32)
     if multiplier_ptr is not None:
         x *= tl.load(multiplier_ptr + columns, columns < width, other=0.0)[None, :]
-    scale = tl.maximum(tl.max(tl.abs(x), axis=1) * _STEP, _LEAST)
+    scale = _larger(tl.reduce(tl.abs(x), 1, _larger) * _STEP, _LEAST)
     values = x * tl.div_rn(1.0, scale)[:, None]
     to = values_ptr + rows[:, None] * values_stride + columns[None, :]
     tl.store(to, values.to(values_ptr.dtype.element_ty), inside)
