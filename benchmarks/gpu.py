@@ -9,6 +9,7 @@ tests      the tests of ops and kernels on the device, and all tests marked ``cu
 kernels    microbenchmarks of the ops
 probe      probing speed of SmolLM2-135M
 train      the training profile
+fp8        whether frozen weights in FP8 train as well
 goals      goals against what was measured
 =========  ==================================================================================================
 
@@ -35,7 +36,16 @@ from benchmarks.stage import add_options, default_folder, show
 
 ROOT = Path(__file__).resolve().parents[1]
 # Shares of the time limit: what each stage took, roughly, of a run that measured everything.
-SHARES = {"build": 2.0, "ceilings": 0.5, "tests": 2.0, "kernels": 3.0, "probe": 1.5, "train": 3.0, "goals": 1.0}
+SHARES = {
+    "build": 2.0,
+    "ceilings": 0.5,
+    "tests": 2.0,
+    "kernels": 3.0,
+    "probe": 1.5,
+    "train": 3.0,
+    "fp8": 1.5,
+    "goals": 1.0,
+}
 COMMANDS = ("build", "tests")  # the others are modules of this package
 _TAIL = 15  # lines of a failed stage's output that are shown
 

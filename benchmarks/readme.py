@@ -73,6 +73,23 @@ def _goals(rows: Sequence[Row]) -> str:
     )
 
 
+def _fp8(rows: Sequence[Row]) -> str:
+    """Losses of the two runs; in percent how far those of FP8 are from the other's."""
+    percent = {key: f"{100 * rows[1][key]:.2f} %" for key in ("largest", "mean", "limit")}
+    verdict = f"<= {percent['limit']}: {'met' if rows[1]['met'] else 'missed'}"
+    differences = [["", "", ""], [percent["largest"], percent["mean"], verdict]]
+    own = [[r["loss_first"], r["loss_last"], r["held_out_first"], r["held_out_last"]] for r in rows]
+    afterwards = [rows[0]["held_out_last"], rows[1]["held_out_unquantised"]]
+    names = ["in FP8, emulated" if row["emulated"] else "in FP8" for row in rows]
+    names[0] = rows[0]["dtype"]
+    return markdown(
+        ("frozen weights", "model", "steps", "first loss", "last loss", "held-out before", "held-out after",
+         "the same, FP8 off", "steps differ by at most", "on average", "limit"),
+        ([names[i], row["model"], row["steps"], *(f"{x:.4f}" for x in (*own[i], afterwards[i])), *differences[i]]
+         for i, row in enumerate(rows)),
+    )  # fmt: skip
+
+
 # name -> (stage, what makes a table of its rows)
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyType(
     {
@@ -95,6 +112,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
             ),
         ),
         "goals": ("goals", _goals),
+        "fp8": ("fp8", _fp8),
         "train": (
             "train",
             _columns(

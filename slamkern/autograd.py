@@ -17,6 +17,7 @@ the same, no dx        x, gate and up of those        the same three, of those n
 
 With ``recompute`` only ``x`` is saved and gate and up are computed again: one more pair of GEMMs.
 ``h`` is never saved beside gate and up: the backward kernel makes it again while it reads them.
+A frozen weight may be in FP8 (quantised.py): what is saved stays the same. Beside trained neurons none is.
 
 Statistics, where asked for, come out beside ``y`` without a gradient; whether they are recorded changes nothing that
 is saved, so checkpointing sees the same forward twice. Not here: the choice of which FFN runs through this (ffn.py).
@@ -25,11 +26,11 @@ is saved, so checkpointing sees the same forward twice. Not here: the choice of 
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slamkern import ops
+from slamkern.quantised import FP8Weight, Weight, input_gradient, project
 
 
 class FFNOptions(NamedTuple):
@@ -54,9 +55,9 @@ class GatedFFN(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        w_gate: Tensor,
-        w_up: Tensor,
-        w_down: Tensor,
+        w_gate: Weight,
+        w_up: Weight,
+        w_down: Weight,
         b_gate: Tensor | None,
         b_up: Tensor | None,
         b_down: Tensor | None,
@@ -66,7 +67,7 @@ class GatedFFN(torch.autograd.Function):
         language_ids: Tensor | None,
         options: FFNOptions,
     ) -> tuple[Tensor, ...]:
-        gate, up = F.linear(x, w_gate, b_gate), F.linear(x, w_up, b_up)
+        gate, up = project(x, (w_gate, b_gate), (w_up, b_up))
         moments: list[Tensor] = []
         if language_ids is None:
             hidden = ops.eager_swiglu(gate, up, options.activation, options.backend)
@@ -81,7 +82,7 @@ class GatedFFN(torch.autograd.Function):
                 options.backend,
             )
             ctx.mark_non_differentiable(*moments)
-        y = F.linear(hidden, w_down, b_down)
+        (y,) = project(hidden, (w_down, b_down))
 
         need_dx, dw_gate, dw_up, dw_down, db_gate, db_up, _, d_rows, d_columns, *_ = ctx.needs_input_grad
         # Whether the backward reads gate and up of every neuron, or of the trained neurons alone.
@@ -96,21 +97,21 @@ class GatedFFN(torch.autograd.Function):
             gate if keep_projections else None,
             up if keep_projections else None,
             hidden if dw_down and not every else None,
-            w_gate,
-            w_up,
-            w_down,
+            *(None if isinstance(weight, FP8Weight) else weight for weight in (w_gate, w_up, w_down)),
             b_gate,
             b_up,
             down_columns,
             neurons,
         )
         ctx.options, ctx.every, ctx.some = options, every, some
+        ctx.in_fp8 = [weight if isinstance(weight, FP8Weight) else None for weight in (w_gate, w_up, w_down)]
         return y, *moments
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, gate, up, hidden, w_gate, w_up, w_down, b_gate, b_up, down_columns, neurons = ctx.saved_tensors
+        x, gate, up, hidden, *weights, b_gate, b_up, down_columns, neurons = ctx.saved_tensors
+        w_gate, w_up, w_down = (saved if fp8 is None else fp8 for saved, fp8 in zip(weights, ctx.in_fp8, strict=True))
         options: FFNOptions = ctx.options
         need_dx, need_dw_gate, need_dw_up, need_dw_down, need_db_gate, need_db_up, need_db_down = ctx.needs_input_grad[
             :7
@@ -125,9 +126,9 @@ class GatedFFN(torch.autograd.Function):
                 w_gate, w_up, b_gate, b_up = (
                     w[neurons] if ctx.some and w is not None else w for w in (w_gate, w_up, b_gate, b_up)
                 )
-                gate, up = F.linear(x, w_gate, b_gate), F.linear(x, w_up, b_up)
+                gate, up = project(x, (w_gate, b_gate), (w_up, b_up))
             grad_gate, grad_up, hidden = ops.eager_swiglu_backward(
-                grad_y @ w_down,
+                input_gradient((grad_y, w_down)),
                 gate,
                 up,
                 options.activation,
@@ -136,7 +137,7 @@ class GatedFFN(torch.autograd.Function):
                 need_dx or need_dw_gate or need_db_gate,
             )
             if need_dx:
-                dx = torch.addmm(grad_gate @ w_gate, grad_up, w_up)
+                dx = input_gradient((grad_gate, w_gate), (grad_up, w_up))
             dw_gate = grad_gate.T @ x if need_dw_gate else None
             dw_up = grad_up.T @ x if need_dw_up else None
             db_gate = grad_gate.sum(0) if need_db_gate else None

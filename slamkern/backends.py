@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
 
 import torch
+from torch import Tensor
 
 from slamkern import kernels, native, reference
 from slamkern.errors import SlamkernError
@@ -47,3 +48,14 @@ def backend_for(backend: str, device_type: str, dtype: torch.dtype) -> ModuleTyp
     if name != "reference" and dtype not in _HALF_AND_SINGLE:
         raise SlamkernError(f"backend {name!r} computes float32, bfloat16 and float16, not {dtype}; use 'reference'")
     return BACKENDS[name]
+
+
+def beyond_csrc(backend: str, x: Tensor) -> ModuleType:
+    """The module that runs an op which csrc does not have: where csrc is the backend, plain torch."""
+    module = backend_for(backend, x.device.type, x.dtype)
+    return reference if module is native else module
+
+
+def readable(x: Tensor) -> Tensor:
+    """``x`` as every backend reads it, in rows whose last dimension is contiguous: gradients of sums have stride 0."""
+    return x if x.stride(-1) == 1 else x.contiguous()

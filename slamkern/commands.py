@@ -14,7 +14,20 @@ import typer
 
 from slamkern.bench_cli import bench
 from slamkern.errors import SlamkernError
-from slamkern.options import Config, Data, Delta, Languages, Model, Out, Set, configure, listed, load, refuse_existing
+from slamkern.options import (
+    Config,
+    Data,
+    Delta,
+    FrozenPrecision,
+    Languages,
+    Model,
+    Out,
+    Set,
+    configure,
+    listed,
+    load,
+    refuse_existing,
+)
 
 app = typer.Typer(
     name="slamkern",
@@ -90,6 +103,7 @@ def train(
     data: Data = None,
     languages: Languages = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    frozen_precision: FrozenPrecision = None,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -99,7 +113,10 @@ def train(
     from slamkern.selection import LayerSelection
     from slamkern.trainable import apply_selection
 
-    settings = configure(config, overrides, model__name=model, data__path=data, data__languages=listed(languages))
+    settings = configure(
+        config, overrides, model__name=model, data__path=data, data__languages=listed(languages),
+        train__frozen_precision=frozen_precision,
+    )  # fmt: skip
     chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
     pairs, held_out = pipeline.alignment_pairs(settings)
     loaded, tokenizer = load(settings)

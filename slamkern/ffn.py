@@ -22,6 +22,7 @@ from slamkern.errors import SlamkernError
 from slamkern.extension import Extended, extend, restore
 from slamkern.moments import Moments
 from slamkern.neurons import TrainedNeurons
+from slamkern.quantised import FP8Linear, weight_of
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,10 @@ class Fused(Extended):
     slamkern_ffn: FFN
 
 
-def _is_plain(linear: nn.Module) -> bool:
-    """Whether calling ``linear`` is exactly ``F.linear`` with its weight and bias."""
+def is_plain(linear: nn.Module) -> bool:
+    """Whether calling ``linear`` is exactly ``F.linear`` with its weight and bias, or that in FP8."""
     return (
-        type(linear) is nn.Linear
+        (type(linear) is nn.Linear or isinstance(linear, FP8Linear))
         and not (linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks)
         and "forward" not in linear.__dict__
     )
@@ -135,9 +136,9 @@ class FusedGated(Fused):
         whole = (
             torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x.device.type)
-            and _is_plain(gate)
-            and _is_plain(up)
-            and _is_plain(down)
+            and is_plain(gate)
+            and is_plain(up)
+            and is_plain(down)
         )
         if not whole:
             if trained is not None and torch.is_grad_enabled():
@@ -150,9 +151,9 @@ class FusedGated(Fused):
         recording = ffn.recording_of(rows.shape[0])
         y, *moments = autograd.GatedFFN.apply(
             rows,
-            gate.weight,
-            up.weight,
-            down.weight,
+            weight_of(gate),
+            weight_of(up),
+            weight_of(down),
             gate.bias,
             up.bias,
             down.bias,

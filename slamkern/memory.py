@@ -3,11 +3,12 @@
     peak = weights + state + the larger of   saved + workspace                      (the forward is done)
                                              saved below + gradients + workspace    (the backward has come down)
 
-``weights``: parameters and buffers as they are. ``state``: float32 masters and AdamW moments of what is trained, and
-the sum of its gradients where a step has several micro-batches (optim.py). ``saved``: what autograd keeps for the
-backward, in all layers or in those up to the highest trained one. It is measured on short forwards of the model
-itself, so it holds for every architecture and choice of trained tensors, and is linear in the positions of a
-micro-batch. ``workspace``: the larger of a chunk of logits and the intermediates of one FFN's backward; computed.
+``weights``: parameters and buffers as they are, or their FP8 copies. ``state``: float32 masters and AdamW moments of
+what is trained, and the sum of its gradients where a step has several micro-batches (optim.py). ``saved``: what
+autograd keeps for the backward, in all layers or in those up to the highest trained one. It is measured on short
+forwards of the model itself, so it holds for every architecture and choice of trained tensors, and is linear in the
+positions of a micro-batch. ``workspace``: the larger of a chunk of logits and the intermediates of one FFN's backward;
+computed.
 
 Counted is what torch allocates for tensors. A CUDA context (about half a GB) and what an allocator cannot reuse come on
 top: give a budget below the device's memory.
@@ -29,6 +30,7 @@ from slamkern.ffn import FFN
 from slamkern.loss import Head, packed_loss, read_head
 from slamkern.packing import Example, collate
 from slamkern.patch import fused_ffns
+from slamkern.quantised import resident_tensors, workspace
 from slamkern.trainable import trainable_tensors, trained_parameters
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class Footprint:
     ffn: float  # per position: the backward of one FFN
     recomputing: float  # per position: gate and up of the one layer that is recomputed at the moment
     logits: float  # per supervised row in flight, at most _LOGITS_CHUNK of them
+    products: int = 0  # of one product with a weight in FP8
 
     def saved_bytes(self, positions: int, recompute: Collection[int] = (), *, up_to: int | None = None) -> int:
         """What autograd keeps of a micro-batch, all of it or in the layers up to one."""
@@ -70,7 +73,7 @@ class Footprint:
 
     def total(self, positions: int, recompute: Collection[int] = ()) -> int:
         """Bytes at the peak of a step whose micro-batches have so many positions."""
-        ffn = (self.ffn + (self.recomputing if recompute else 0)) * positions
+        ffn = (self.ffn + (self.recomputing if recompute else 0)) * positions + self.products
         logits = self.logits * min(positions, _LOGITS_CHUNK)
         forward = self.saved_bytes(positions, recompute) + max(ffn, logits)
         backward = self.saved_bytes(positions, recompute, up_to=self.highest) + ffn + self.gradients
@@ -140,18 +143,20 @@ def footprint(
     vocabulary = model.get_output_embeddings().weight.shape[0]
     trained = trained_parameters(model)
     in_ffns = {entry.name: entry.layer for entry in trainable_tensors(model)}
+    products, per_row = workspace(model)
     savings = {layer: (twice[layer] - inputs[layer]) / (2 * length) for layer in inputs}
     return Footprint(
-        weights=storage_bytes([*model.parameters(), *model.buffers()]),
+        weights=storage_bytes(resident_tensors(model)),
         state=sum(_state(parameter, accumulation) for parameter in trained.values()),
         gradients=sum(_gradient(parameter, accumulation) for parameter in trained.values()),
         saved={layer: (twice[layer] - once[layer]) / length for layer in twice},
         recomputable={layer: saving for layer, saving in savings.items() if saving > 0},
         highest=max(in_ffns.values()) if in_ffns.keys() == trained.keys() else max(inputs),
-        ffn=4 * neurons + 4 * hidden,  # dh, dgate, dup, h; dy, dx, its sum, the residual's
+        ffn=4 * neurons + 4 * hidden + per_row,  # dh, dgate, dup, h; dy, dx, its sum, the residual's
         recomputing=2 * neurons,
         # float32 logits, their gradient, that scaled, and that in half precision where the head is
         logits=vocabulary * (12 + (itemsize if itemsize < 4 else 0)),
+        products=products,
     )
 
 

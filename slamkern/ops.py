@@ -1,25 +1,17 @@
-"""The registered ops (``torch.ops.slamkern``): schema, implementation, shape function and autograd formula of each.
+"""The registered ops of an FFN (``torch.ops.slamkern``): schema, implementation, shape function, autograd formula.
 
-Only ops_rotary.py registers another. An implementation only picks the backend (backends.py) and calls it; the public
-functions below check their arguments and return :class:`Moments`.
+Nothing but this and row_ops.py registers an op. An implementation only picks the backend (backends.py) and calls it;
+the public functions below check their arguments and return :class:`Moments`.
 """
-
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from slamkern import native, reference
-from slamkern.backends import backend_for
+from slamkern import reference
+from slamkern.backends import backend_for, beyond_csrc, readable
 from slamkern.direct import eager_op
 from slamkern.errors import SlamkernError
 from slamkern.moments import Moments
-
-
-def _rows(x: Tensor) -> Tensor:
-    # Gradients of sums arrive with stride 0; kernels read rows whose last dimension is contiguous.
-    return x if x.stride(-1) == 1 else x.contiguous()
-
 
 _library = torch.library.Library("slamkern", "DEF")
 _STATS = "(Tensor count, Tensor mean, Tensor m2, Tensor active)"
@@ -32,29 +24,29 @@ _library.define(
     " bool need_gate=True) -> (Tensor grad_gate, Tensor grad_up, Tensor hidden)"
 )
 _library.define("sparse_weight_grad(Tensor grad, Tensor x, Tensor neurons, str backend) -> Tensor")
-_library.define("rms_norm(Tensor x, Tensor weight, float eps, str style, str backend) -> (Tensor y, Tensor rstd)")
-_library.define(
-    "rms_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor rstd, str style, str backend) -> Tensor"
-)
 
 
 def _swiglu(gate: Tensor, up: Tensor | None, activation: str, backend: str) -> Tensor:
     module = backend_for(backend, gate.device.type, gate.dtype)
-    return module.swiglu(_rows(gate), up if up is None else _rows(up), activation)
+    return module.swiglu(readable(gate), up if up is None else readable(up), activation)
 
 
 def _swiglu_stats(
     gate: Tensor, up: Tensor | None, ids: Tensor, num_languages: int, activation: str, observe: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     module = backend_for(backend, gate.device.type, gate.dtype)
-    return module.swiglu_stats(_rows(gate), up if up is None else _rows(up), ids, num_languages, activation, observe)
+    return module.swiglu_stats(
+        readable(gate), up if up is None else readable(up), ids, num_languages, activation, observe
+    )
 
 
 def _swiglu_moments(
     gate: Tensor, up: Tensor | None, ids: Tensor, num_languages: int, activation: str, observe: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     module = backend_for(backend, gate.device.type, gate.dtype)
-    return module.swiglu_moments(_rows(gate), up if up is None else _rows(up), ids, num_languages, activation, observe)
+    return module.swiglu_moments(
+        readable(gate), up if up is None else readable(up), ids, num_languages, activation, observe
+    )
 
 
 def _swiglu_backward(
@@ -68,29 +60,15 @@ def _swiglu_backward(
 ) -> tuple[Tensor, ...]:
     module = backend_for(backend, gate.device.type, gate.dtype)
     outputs = module.swiglu_backward(
-        _rows(grad), _rows(gate), up if up is None else _rows(up), activation, need_hidden, need_gate
+        readable(grad), readable(gate), up if up is None else readable(up), activation, need_hidden, need_gate
     )
     # An op cannot return None: what was not asked for, or does not exist, comes back empty.
     return tuple(gate.new_empty(0) if output is None else output for output in outputs)
 
 
 def _sparse_weight_grad(grad: Tensor, x: Tensor, neurons: Tensor, backend: str) -> Tensor:
-    module = _beyond_csrc(backend, grad)
-    return module.sparse_weight_grad(_rows(grad), _rows(x), neurons)
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float, style: str, backend: str) -> tuple[Tensor, Tensor]:
-    return _beyond_csrc(backend, x).rms_norm(_rows(x), weight, eps, style)
-
-
-def _rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, style: str, backend: str) -> Tensor:
-    return _beyond_csrc(backend, x).rms_norm_backward(_rows(grad), _rows(x), weight, rstd, style)
-
-
-def _beyond_csrc(backend: str, x: Tensor) -> ModuleType:
-    # csrc has the activation alone: where it is the backend, torch does matrix products and norms.
-    module = backend_for(backend, x.device.type, x.dtype)
-    return reference if module is native else module
+    module = beyond_csrc(backend, grad)
+    return module.sparse_weight_grad(readable(grad), readable(x), neurons)
 
 
 for _name, _implementation in (
@@ -99,8 +77,6 @@ for _name, _implementation in (
     ("swiglu_moments", _swiglu_moments),
     ("swiglu_backward", _swiglu_backward),
     ("sparse_weight_grad", _sparse_weight_grad),
-    ("rms_norm", _rms_norm),
-    ("rms_norm_backward", _rms_norm_backward),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
 
@@ -109,8 +85,6 @@ eager_swiglu = eager_op("swiglu", _swiglu)
 eager_swiglu_stats = eager_op("swiglu_stats", _swiglu_stats)
 eager_swiglu_backward = eager_op("swiglu_backward", _swiglu_backward)
 eager_sparse_weight_grad = eager_op("sparse_weight_grad", _sparse_weight_grad)
-eager_rms_norm = eager_op("rms_norm", _rms_norm)
-eager_rms_norm_backward = eager_op("rms_norm_backward", _rms_norm_backward)
 
 
 def _empty_hidden(gate: Tensor) -> Tensor:
@@ -151,17 +125,6 @@ def _(grad_hidden, gate, up, activation, need_hidden, backend, need_gate=True): 
 @torch.library.register_fake("slamkern::sparse_weight_grad", lib=_library)
 def _(grad, x, neurons, backend):  # type: ignore[no-untyped-def]
     return x.new_empty(neurons.shape[0], x.shape[1])
-
-
-@torch.library.register_fake("slamkern::rms_norm", lib=_library)
-def _(x, weight, eps, style, backend):  # type: ignore[no-untyped-def]
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return _empty_hidden(x), torch.empty(x.shape[0], dtype=wide, device=x.device)
-
-
-@torch.library.register_fake("slamkern::rms_norm_backward", lib=_library)
-def _(grad, x, weight, rstd, style, backend):  # type: ignore[no-untyped-def]
-    return _empty_hidden(x)
 
 
 def _setup_swiglu(ctx, inputs, output):  # type: ignore[no-untyped-def]

@@ -20,6 +20,8 @@ Data = Annotated[
 Languages = Annotated[str | None, typer.Option("--languages", "-l", help="Codes with commas: de,fr,sw.")]
 Delta = Annotated[Path | None, typer.Option("--delta", help="Trained weights: the folder of a training run.")]
 
+FrozenPrecision = Annotated[str | None, typer.Option(help="Frozen weights in training: model (their dtype) or fp8.")]
+
 
 def configure(config: Path | None, overrides: list[str] | None, **short: str | None) -> "RunConfig":
     """The configuration; ``short`` maps section__key to the value of a short option (None: not given)."""

@@ -18,7 +18,6 @@ from torch import nn
 from slamkern.backends import resolve
 from slamkern.discovery import Finding, decoder_of, find_ffns
 from slamkern.errors import SlamkernError
-from slamkern.extension import Extended
 from slamkern.ffn import FFN, Fused, fuse, unfuse
 from slamkern.norms import FusedNorm, NormFinding, find_norms, fuse_norm, unfuse_norm
 from slamkern.rotary import FusedRotary, RotaryFinding, find_rotaries, fuse_rotary, unfuse_rotary
@@ -138,7 +137,7 @@ def patched(
     rotary: bool = True,
 ) -> Iterator[Model]:
     """``patch_model`` for the length of a ``with`` block; a model that was patched before stays patched."""
-    if any(isinstance(module, Extended) for module in model.modules()):
+    if any(isinstance(module, Fused | FusedNorm) for module in model.modules()):
         yield model
         return
     try:

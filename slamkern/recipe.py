@@ -20,6 +20,7 @@ class TrainConfig:
     save_every 0: no checkpoints before the end (Ctrl-C still writes one). packing False: padded batches, for models
     without packed attention. gradient_checkpointing: recompute activations in backward, for less memory.
     memory_budget: like "24GB"; as few FFNs as it takes for a step to fit recompute gate and up (see memory.py).
+    frozen_precision: "model", the dtype the model is in, or "fp8" for the frozen Linears of its layers (see fp8.py).
     """
 
     learning_rate: float = 2e-5
@@ -39,6 +40,7 @@ class TrainConfig:
     packing: bool = True
     gradient_checkpointing: bool = False
     memory_budget: str | None = None
+    frozen_precision: Literal["model", "fp8"] = "model"
     save_every: int = 0
     log_every: int = 10
     tensorboard: bool = False
@@ -54,6 +56,8 @@ class TrainConfig:
             raise SlamkernError(f"max_steps is {self.max_steps}; it must be at least 1, or None for whole epochs")
         if self.schedule not in ("cosine", "constant"):
             raise SlamkernError(f"unknown schedule {self.schedule!r}; use cosine or constant")
+        if self.frozen_precision not in ("model", "fp8"):
+            raise SlamkernError(f"unknown frozen_precision {self.frozen_precision!r}; use model or fp8")
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)
             if not self.packing or self.gradient_checkpointing:

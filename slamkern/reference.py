@@ -14,6 +14,7 @@ from torch import Tensor
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 OBSERVABLES = ("gate", "hidden")
 NORM_STYLES = ("rounded", "scaled", "offset")  # Llama's, OLMo 2's, Gemma's
+_LEAST_SCALE = 2.0**-126
 StatsTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -192,3 +193,14 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, dtype: torch.dt
         y1.addcmul_(x2, sin1, value=-1)
         y2.addcmul_(x1, sin2)
     return y.to(dtype)
+
+
+def quantize_rows(x: Tensor, multiplier: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows in FP8: ``values`` (rows, width) float8_e4m3fn and ``scale`` (rows,) float32 with ``x ~ scale * values``.
+
+    ``scale = max |x| / 448`` of each row, 448 being the largest e4m3 number, and at least the smallest normal float32,
+    so that a row of zeros stays one. ``multiplier`` (width,) float32: ``x * multiplier`` is quantised instead.
+    """
+    wide = x.float() if multiplier is None else x.float() * multiplier
+    scale = wide.abs().amax(1).mul_(1 / 448).clamp_(min=_LEAST_SCALE)
+    return (wide * scale.reciprocal()[:, None]).to(torch.float8_e4m3fn), scale

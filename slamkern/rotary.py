@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from slamkern import ops_rotary, reference
+from slamkern import reference, row_ops
 from slamkern.extension import Extended, extend, restore
 
 NAME = "apply_rotary_pos_emb"
@@ -66,13 +66,13 @@ class Rotary(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
         ctx.dtype, ctx.backend = q.dtype, options.backend
-        return ops_rotary.eager_rotary(q, k, cos, sin, False, options.dtype, options.backend)
+        return row_ops.eager_rotary(q, k, cos, sin, False, options.dtype, options.backend)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        dq, dk = ops_rotary.eager_rotary(grad_q, grad_k, cos, sin, True, ctx.dtype, ctx.backend)
+        dq, dk = row_ops.eager_rotary(grad_q, grad_k, cos, sin, True, ctx.dtype, ctx.backend)
         return dq, dk, None, None, None
 
 

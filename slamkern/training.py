@@ -32,6 +32,7 @@ from slamkern.checkpoint import (
 )
 from slamkern.data import Pair
 from slamkern.errors import SlamkernError
+from slamkern.fp8 import frozen_in_fp8
 from slamkern.interrupt import StopAtStep
 from slamkern.loss import describe_head, read_head
 from slamkern.memory import parse_bytes, recomputing
@@ -99,6 +100,9 @@ def train(
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             stack.callback(model.gradient_checkpointing_disable)
 
+        if config.frozen_precision == "fp8":
+            # Copies for the backward only where memory is no concern.
+            log.info(stack.enter_context(frozen_in_fp8(model, keep_transposed=config.memory_budget is None)))
         head = read_head(model)
         log.info(describe_head(head))
         if config.memory_budget is not None:

@@ -11,7 +11,7 @@ hf_freeze_packed       the same, packed rows; attention confined by slamkern's a
 liger_freeze           the same with Liger-Kernel's norms, rotary, SwiGLU and fused loss
 lora                   adapters of rank 16 on the same projections of the same layers (PEFT), packed
 slamkern               patched model, packed, loss of a frozen head on the supervised rows
-slamkern_fp8           the same with frozen weights in FP8
+slamkern_fp8           the same with frozen weights in FP8; on a GPU only
 =====================  ==========================================================================================
 
 All of them minimise the mean loss over the supervised tokens of the step with AdamW; ``exact`` ones train the same
@@ -31,10 +31,12 @@ from torch import Tensor
 
 from slamkern.accounting import storage_bytes
 from slamkern.attention import packed_attention
+from slamkern.fp8 import frozen_in_fp8, why_not
 from slamkern.loss import packed_loss, read_head
 from slamkern.optim import MasterAdamW
 from slamkern.packing import Example, collate, padded_batch
 from slamkern.patch import patch_model
+from slamkern.quantised import resident_tensors
 from slamkern.steps import supervised_tokens
 from slamkern.trainable import apply_selection, trained_parameters
 from slamkern.workload import micro_batches
@@ -55,6 +57,10 @@ class Variant:
     trained: Literal["selected", "all", "lora"] = "selected"
     checkpointing: Literal["none", "reentrant", "plain"] = "none"
     engine: Literal["transformers", "liger", "slamkern", "slamkern_fp8"] = "transformers"
+
+    @property
+    def patched(self) -> bool:
+        return self.engine in ("slamkern", "slamkern_fp8")
 
     @property
     def exact(self) -> bool:
@@ -81,7 +87,9 @@ VARIANTS: dict[str, Variant] = {
 def absent(variant: Variant, device: torch.device) -> str | None:
     """Why a variant cannot run on this machine; None where it can."""
     if variant.engine == "slamkern_fp8":
-        return "slamkern has no FP8 weights yet"
+        if device.type == "cpu":
+            return "FP8 is emulated on a CPU, so its speed means nothing (benchmarks.fp8 compares the losses)"
+        return why_not(device)
     if variant.engine == "liger" and device.type != "cuda":
         return "Liger-Kernel needs a CUDA device"
     needed = {"liger": "liger_kernel"}.get(variant.engine) or ("peft" if variant.trained == "lora" else None)
@@ -118,8 +126,10 @@ class Runner:
             apply_selection(model, layers)
         if variant.engine == "liger":
             self._apply_liger()
-        if variant.engine == "slamkern":
+        if variant.patched:
             patch_model(model)
+        if variant.engine == "slamkern_fp8":
+            self._stack.enter_context(frozen_in_fp8(model))
         if variant.layout == "packed":
             self._stack.enter_context(packed_attention(model))
         if variant.checkpointing != "none":
@@ -127,7 +137,7 @@ class Runner:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
             if reentrant:
                 model.enable_input_require_grads()
-        self.head = read_head(model) if variant.engine == "slamkern" else None
+        self.head = read_head(model) if variant.patched else None
         trained = trained_parameters(model)
         self.trained_parameters = sum(parameter.numel() for parameter in trained.values())
         self.optimizer: MasterAdamW | torch.optim.AdamW = (
@@ -168,7 +178,7 @@ class Runner:
                 yield self.model(**inputs, use_cache=False, num_items_in_batch=supervised).loss
             return
         packed = collate(batch).to(device)
-        if self.variant.engine == "slamkern":
+        if self.variant.patched:
             yield packed_loss(self.model, packed, head=self.head) / supervised
         else:
             yield self.model(**packed.model_inputs, labels=packed.labels, num_items_in_batch=supervised).loss
@@ -189,7 +199,7 @@ class Runner:
             state = list(self.optimizer.state_dict().values())
         else:
             state = [value for entry in self.optimizer.state.values() for value in entry.values()]
-        return storage_bytes([*self.model.parameters(), *self.model.buffers(), *state])
+        return storage_bytes([*resident_tensors(self.model), *state])
 
     def close(self) -> None:
         """Undo what reaches beyond the model."""

@@ -6,7 +6,17 @@ Matrices have 4096 tokens and rows of a multiple of 16 elements.
 from dataclasses import dataclass, field
 from typing import Any
 
-from slamkern.kernels import dual_gemm, elementwise, launch, moments, norms, rotation, statistics, weight_grad
+from slamkern.kernels import (
+    dual_gemm,
+    elementwise,
+    launch,
+    moments,
+    norms,
+    quantize,
+    rotation,
+    statistics,
+    weight_grad,
+)  # fmt: skip
 
 _STATS = {"language_ptr": "*i32", "count_ptr": "*i32", "mean_ptr": "*fp32", "m2_ptr": "*fp32", "active_ptr": "*i32"}
 
@@ -47,7 +57,7 @@ def _elementwise() -> dict[str, Case]:
     }
     blocks = {"BLOCK_P": moments.Merger._BLOCK_P}
     merge_tile = launch.Strip(0, moments.Merger._BLOCK_N, 4)
-    row = norms.whole_rows(4096, 2)
+    row = launch.whole_rows(4096, 2)
     norm = {**_pointers("bf16", "x", "weight", "y", "grad", "dx"), **_pointers("fp32", "rstd"), "eps": "fp32"}
     return {
         "swiglu bf16 silu": Case(forward, _pointers("bf16", *matrices), {"ACTIVATION": "silu"}, four[2], (), wide),
@@ -56,6 +66,9 @@ def _elementwise() -> dict[str, Case]:
         ),
         "swiglu_backward bf16 silu": Case(
             backward, _pointers("bf16", *grads), {"ACTIVATION": "silu"}, four[2], ("hidden_ptr",), wide
+        ),
+        "swiglu_backward bf16 silu lowest": Case(
+            backward, _pointers("bf16", *grads), {"ACTIVATION": "silu"}, four[2], ("grad_gate_ptr",), wide
         ),
         "swiglu_backward bf16 gelu hidden": Case(
             backward, _pointers("bf16", *grads), {"ACTIVATION": "gelu"}, four[2], (), wide
@@ -104,6 +117,21 @@ def _rotary() -> dict[str, Case]:
     }
 
 
+def _quantisation() -> dict[str, Case]:
+    types = {**_pointers("bf16", "x"), **_pointers("fp32", "multiplier", "scale"), **_pointers("fp8e4nv", "values")}
+    kernel, fast = quantize.quantize_rows_kernel, ("vector_loads", "no_narrow_loads")
+    # Inputs of a Linear as they are, gradients times a weight's scales; the widest row is a down projection's input.
+    return {
+        "quantize_rows bf16": Case(kernel, types, {}, launch.whole_rows(4096, 2), ("multiplier_ptr",), fast),
+        "quantize_rows bf16 multiplier": Case(kernel, types, {}, launch.whole_rows(4096, 2), (), fast),
+        "quantize_rows bf16 wide multiplier": Case(kernel, types, {}, launch.whole_rows(14336, 2), (), fast),
+    }
+
+
+# Kernels that a target cannot have, and why: they are left out of its cases.
+IMPOSSIBLE = {80: {"quantize_rows": "sm_80 has no e4m3 numbers"}}
+
+
 def _gemms(target: int) -> dict[str, Case]:
     capability = (target // 10, target % 10)
     unit = {80: "hmma", 90: "wgmma", 100: "tcgen05"}[target]
@@ -138,4 +166,5 @@ def _gemms(target: int) -> dict[str, Case]:
 
 def cases(target: int) -> dict[str, Case]:
     """Every kernel and feature at the tile sizes of production, for compute capability ``target / 10``."""
-    return _elementwise() | _rotary() | _gemms(target)
+    every = _elementwise() | _rotary() | _quantisation() | _gemms(target)
+    return {name: case for name, case in every.items() if name.split()[0] not in IMPOSSIBLE.get(target, {})}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 pytest.importorskip("rich")
-from benchmarks import ceilings, goals, gpu, kernels, probe, providers, readme, results, wheels
+from benchmarks import ceilings, fp8, goals, gpu, kernels, probe, providers, readme, results, wheels
 from benchmarks.operations import Workload, products, rotary
 from benchmarks.shapes import TINY
 from benchmarks.timing import Case, interleaved
@@ -73,11 +73,11 @@ def test_bandwidth_and_share_follow_from_bytes_and_time():
 
 def test_every_stage_runs_dry_and_keeps_the_rows_of_the_others(tmp_path, capsys):
     options = ["--dry-run", "--device", "cpu", "--results", str(tmp_path)]
-    for stage in (ceilings, kernels, probe, goals):
+    for stage in (ceilings, kernels, probe, fp8, goals):
         assert stage.main(options) == 0
     (path,) = tmp_path.glob("*.json")
     stages = json.loads(path.read_text())["stages"]
-    assert set(stages) == {"ceilings", "kernels", "probe", "goals"}
+    assert set(stages) == {"ceilings", "kernels", "probe", "fp8", "goals"}
     assert all(stage["rows"] and stage["environment"]["torch"] == torch.__version__ for stage in stages.values())
     variants = [row["variant"] for row in stages["probe"]["rows"]]
     assert variants == ["unpatched", "unpatched, packed", "forward hooks", "slamkern, padded", "slamkern"]
@@ -126,6 +126,16 @@ def test_goals_are_met_missed_or_not_measured():
     assert goals.row("g", 0.9, 0.3, "x", "goals", at_most=False)["met"] is False
     unknown = goals.row("g", 0.9, None, "x", "goals", at_most=False, note="needs a CUDA device")
     assert unknown["met"] is None and unknown["note"] == "needs a CUDA device"
+
+
+def test_the_two_runs_of_fp8_are_held_against_each_other():
+    losses, unseen = {"model": [2.0, 1.0], "fp8": [2.01, 1.04]}, {"model": [2.0, 1.0], "fp8": [2.0, 1.005]}
+    stock, eight = fp8.rows_of(losses, unseen, {"model": "m", "dtype": "float32", "emulated": True})
+    assert (eight["largest"], eight["mean"], eight["held_out_difference"]) == pytest.approx((0.04, 0.0225, 0.005))
+    assert eight["met"] is False and "largest" not in stock and stock["steps"] == 2
+    assert fp8.rows_of(losses | {"fp8": [2.01, 1.009]}, unseen, {})[1]["met"] is True
+    text = readme.TABLES["fp8"][1]([stock, eight | {"held_out_unquantised": 1.002}])
+    assert "in FP8, emulated" in text and "| 4.00 % | 2.25 % | <= 1.00 %: missed |" in text and "1.0020" in text
 
 
 def test_tables_are_made_from_the_files_alone(tmp_path):

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from slamkern.kernels.dual_gemm import gated_linear
     from slamkern.kernels.elementwise import swiglu, swiglu_backward
     from slamkern.kernels.norms import rms_norm, rms_norm_backward
+    from slamkern.kernels.quantize import quantize_rows
     from slamkern.kernels.rotation import rotary
     from slamkern.kernels.statistics import swiglu_moments, swiglu_stats
     from slamkern.kernels.weight_grad import sparse_weight_grad
 
 __all__ = [
     "gated_linear",
+    "quantize_rows",
     "rms_norm",
     "rms_norm_backward",
     "rotary",
@@ -37,6 +39,7 @@ __all__ = [
 
 _FILES = {
     "gated_linear": "dual_gemm",
+    "quantize_rows": "quantize",
     "rms_norm": "norms",
     "rms_norm_backward": "norms",
     "rotary": "rotation",

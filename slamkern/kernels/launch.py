@@ -16,6 +16,7 @@ from slamkern.errors import SlamkernError
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _VECTOR_BYTES = 16
 _WARP = 32
+_MAX_ROW_BYTES = 65536  # of a row that is held in registers
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,16 @@ def strip(neurons: int, itemsize: int, block_t: int, max_warps: int) -> Strip:
     while warps > 1 and per_warp * (warps // 2) >= neurons:
         warps //= 2
     return Strip(block_t, per_warp * warps, warps)
+
+
+def whole_rows(width: int, itemsize: int) -> Strip:
+    """A tile of whole rows: four 16-byte vectors a thread, at most 16 warps a row.
+
+    Rows narrower than the four vectors of one warp (1024 bf16 columns; heads are) share a program.
+    """
+    per_warp = 4 * _WARP * _VECTOR_BYTES // itemsize
+    block_n = 1 << max(0, width - 1).bit_length()
+    return Strip(max(1, per_warp // block_n), block_n, min(16, max(1, block_n // per_warp)))
 
 
 def chunks(tokens: int, strips: int, block_t: int, processors: int) -> Chunks:
@@ -139,6 +150,16 @@ def check_rows(name: str, x: Tensor) -> None:
         raise SlamkernError(f"{name} is {x.dtype}; the Triton kernels take bfloat16, float16 and float32")
     if x.stride(1) != 1 and x.shape[1] > 1:
         raise SlamkernError(f"{name} has column stride {x.stride(1)}; expected a contiguous last dimension")
+
+
+def check_whole_rows(name: str, x: Tensor) -> None:
+    """The same for a kernel that holds whole rows in registers."""
+    check_rows(name, x)
+    if x.shape[1] * x.element_size() > _MAX_ROW_BYTES:
+        raise SlamkernError(
+            f"a row of {x.shape[1]} x {x.element_size()} bytes does not fit in registers (at most {_MAX_ROW_BYTES});"
+            " use backend='reference'"
+        )
 
 
 def check_like(name: str, x: Tensor, first: Tensor) -> None:

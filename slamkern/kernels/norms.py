@@ -17,8 +17,6 @@ from slamkern.errors import SlamkernError
 from slamkern.kernels import launch
 
 STYLES = ("rounded", "scaled", "offset")
-_MAX_ROW_BYTES = 65536
-_WARP_BYTES = 32 * 4 * 16  # four 16-byte vectors a thread
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -64,16 +62,6 @@ def rms_norm_backward_kernel(
     tl.store(dx_ptr + rows[:, None] * dx_stride + columns[None, :], dx.to(dx_ptr.dtype.element_ty), inside)
 
 
-def whole_rows(width: int, itemsize: int) -> launch.Strip:
-    """A tile of whole rows: four 16-byte vectors a thread, at most 16 warps a row.
-
-    Rows narrower than the four vectors of one warp (1024 bf16 columns; heads are) share a program.
-    """
-    per_warp = _WARP_BYTES // itemsize
-    block_n = 1 << max(0, width - 1).bit_length()
-    return launch.Strip(max(1, per_warp // block_n), block_n, min(16, max(1, block_n // per_warp)))
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float, style: str) -> tuple[Tensor, Tensor]:
     """``y`` like ``x`` and ``rstd`` (rows,) float32."""
     _check(x, weight, style)
@@ -82,7 +70,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, style: str) -> tuple[Tensor,
     if y.numel() == 0:
         return y, rstd
     tokens, width = x.shape
-    tile = whole_rows(width, x.element_size())
+    tile = launch.whole_rows(width, x.element_size())
     with launch.on(x.device):
         rms_norm_kernel[(triton.cdiv(tokens, tile.block_t),)](
             x, weight, y, rstd, tokens, width, x.stride(0), y.stride(0), eps,
@@ -99,7 +87,7 @@ def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, sty
         return dx
     launch.check_like("grad", grad, x)
     tokens, width = x.shape
-    tile = whole_rows(width, x.element_size())
+    tile = launch.whole_rows(width, x.element_size())
     with launch.on(x.device):
         rms_norm_backward_kernel[(triton.cdiv(tokens, tile.block_t),)](
             grad, x, weight, rstd, dx, tokens, width, grad.stride(0), x.stride(0), dx.stride(0),
@@ -109,14 +97,9 @@ def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, sty
 
 
 def _check(x: Tensor, weight: Tensor, style: str) -> None:
-    launch.check_rows("x", x)
+    launch.check_whole_rows("x", x)
     launch.check_choice("style of norm", style, STYLES)
     if weight.shape != x.shape[1:] or weight.device != x.device or not weight.is_contiguous():
         raise SlamkernError(
             f"weight is {tuple(weight.shape)} on {weight.device}; expected ({x.shape[1]},) on {x.device}, contiguous"
-        )
-    if x.shape[1] * x.element_size() > _MAX_ROW_BYTES:
-        raise SlamkernError(
-            f"a row of {x.shape[1]} x {x.element_size()} bytes does not fit in registers (at most {_MAX_ROW_BYTES});"
-            " use backend='reference'"
         )
