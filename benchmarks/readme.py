@@ -113,6 +113,18 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
         ),
         "goals": ("goals", _goals),
         "fp8": ("fp8", _fp8),
+        "scaling": (
+            "scaling",
+            _columns(
+                ("property", "property"),
+                ("value", "value"),
+                ("variant", "variant"),
+                ("real tokens/s", "tokens_per_second"),
+                ("slamkern is faster by", "against_slamkern"),
+                ("peak, GB", "peak_gb"),
+                ("useful utilisation", "useful_utilisation"),
+            ),
+        ),
         "train": (
             "train",
             _columns(
@@ -145,7 +157,8 @@ def table(name: str, files: Sequence[File]) -> str:
         versions = ", ".join(f"{package} {env[package]}" for package in ("torch", "triton") if env.get(package))
         where = f"{content['device']}; {versions}; commit {env['commit']}, {env['date'][:10]}"
         parts.append(f"*{where}* (`{measured['command']}`)\n\n{make(measured['rows'])}")
-    return "\n\n".join(parts) or f"*not measured yet: `python -m benchmarks.{stage}`*"
+    command = "train --scaling only" if stage == "scaling" else stage
+    return "\n\n".join(parts) or f"*not measured yet: `python -m benchmarks.{command}`*"
 
 
 def fill(text: str, files: Sequence[File]) -> str:

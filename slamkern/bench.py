@@ -31,7 +31,7 @@ Progress = Callable[[str], None]
 class TrainOptions:
     """shape: of a random model, or model: a checkpoint. pairs: of a step. batch: padded together, at_once: computed so.
 
-    layers: how many of the lowest layers are trained. variants: None for all.
+    row: tokens packed together. layers: how many of the lowest layers are trained. variants: None for all.
     """
 
     device: torch.device
@@ -43,6 +43,7 @@ class TrainOptions:
     pairs: int
     batch: int
     at_once: int
+    row: int
     steps: int
     layers: int
     variants: Sequence[str]
@@ -51,8 +52,9 @@ class TrainOptions:
     def for_device(cls, device: torch.device, *, dry: bool = False, **given: Any) -> "TrainOptions":
         """Defaults of the device, replaced by what is given and not None.
 
-        CUDA: the global batch of 512 in padded batches of 64. CPU: batches of 32, of which 8 at a time take 8 GB with
-        SmolLM2's vocabulary: logits and their gradients, in float32.
+        CUDA: the global batch of 512 in padded batches of 64. CPU: one such batch, of which 8 at a time take 8 GB with
+        SmolLM2's vocabulary (logits and their gradients, in float32), and packed rows that stay nearer to the caches
+        (2048 tokens: 5 % faster than 4096).
         """
         cuda = device.type == "cuda"
         defaults: dict[str, Any] = {
@@ -61,9 +63,10 @@ class TrainOptions:
             "model": None,
             "data": None,
             "tokenizer": None,
-            "pairs": 512 if cuda else 32,
-            "batch": 64 if cuda else 32,
+            "pairs": 512 if cuda else 64,
+            "batch": 64,
             "at_once": 64 if cuda else 8,
+            "row": 4096 if cuda else 2048,
             "steps": 4,
             "layers": 6,
             "variants": tuple(VARIANTS),
@@ -89,7 +92,11 @@ def profile_rows(
         vocabulary = SHAPES[options.shape][0]
     work = real_pairs(options.data, tokenizer, vocabulary, steps=options.steps, pairs=options.pairs)
     settings = Settings(
-        layers=range(options.layers), batch=options.batch, at_once=options.at_once, variants=options.variants
+        layers=range(options.layers),
+        batch=options.batch,
+        at_once=options.at_once,
+        row=options.row,
+        variants=options.variants,
     )
     circumstances = {
         "model": options.model or options.shape,
@@ -99,6 +106,7 @@ def profile_rows(
         "pairs": options.pairs,
         "batch": options.batch,
         "at_once": options.at_once,
+        "row": options.row,
         "steps": options.steps,
         "trained_layers": options.layers,
         "real_tokens": sum(len(example.input_ids) for step in work.steps for example in step),

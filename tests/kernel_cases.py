@@ -135,7 +135,7 @@ IMPOSSIBLE = {80: {"quantize_rows": "sm_80 has no e4m3 numbers"}}
 def _gemms(target: int) -> dict[str, Case]:
     capability = (target // 10, target % 10)
     unit = {80: "hmma", 90: "wgmma", 100: "tcgen05"}[target]
-    tile, single = launch.dual_gemm(4096, 2, capability), launch.dual_gemm(4096, 4, capability)
+    (tile, *_), (single, *_) = launch.dual_gemm(4096, 2, capability), launch.dual_gemm(4096, 4, capability)
     matrices = ("x", "w_gate", "w_up", "hidden", "gate", "up")
     constants = {"ACTIVATION": "silu", "OBSERVE": "gate", "WIDEN": False, "GROUP_M": 8}
     projections, loads = ("gate_ptr", "up_ptr"), (unit, "vector_copies")
@@ -157,7 +157,7 @@ def _gemms(target: int) -> dict[str, Case]:
         )
     chosen = _pointers("bf16", "grad", "x", "out") | _pointers("i64", "rows", "cols")
     for name, absent in (("all", ("rows_ptr", "cols_ptr")), ("rows", ("cols_ptr",)), ("columns", ("rows_ptr",))):
-        size = launch.weight_grad(2, capability)
+        size = launch.weight_grad(2, capability)[0]
         cases[f"weight_grad bf16 {name}"] = Case(
             weight_grad.weight_grad_kernel, chosen, {"WIDEN": False}, size, absent, (unit,)
         )

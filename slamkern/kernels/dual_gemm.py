@@ -17,7 +17,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from slamkern.errors import SlamkernError
-from slamkern.kernels import launch
+from slamkern.kernels import launch, tune
 from slamkern.kernels.elementwise import ACTIVATIONS
 from slamkern.kernels.epilogue import finish_tile
 from slamkern.kernels.moments import Merger, Partials, empty_partials
@@ -122,12 +122,20 @@ def gated_linear(
     hidden = torch.empty((tokens, neurons), dtype=x.dtype, device=x.device)
     gate, up = (torch.empty_like(hidden), torch.empty_like(hidden)) if save_projections else (None, None)
     capability = launch.capability(x.device)
-    tile = launch.dual_gemm(tokens, x.element_size(), capability)
     maps = capability >= (9, 0) and x.element_size() == 2 and not save_projections
     maps = maps and all(_mappable(matrix) for matrix in (x, w_gate, w_up))
+    tiles = launch.dual_gemm(tokens, x.element_size(), capability)
+
+    def run(tile: launch.GemmTile) -> None:
+        _launch(x, w_gate, w_up, hidden, gate, up, None, None, 1, activation, observe, tile, maps)
+
+    tile = tiles[0]
+    if hidden.numel() > 0:  # the tile that is best without statistics serves with them too
+        kind = f"gated_linear {activation} {x.dtype} {tune.size_class(tokens)} x {x.shape[1]} x {neurons} {maps}"
+        tile = tune.tuned(kind, tiles, run, x.device)
     if language_ids is None:
         if hidden.numel() > 0:
-            _launch(x, w_gate, w_up, hidden, gate, up, None, None, 1, activation, observe, tile, maps)
+            run(tile)
         return hidden, gate, up, None
 
     launch.check_languages(language_ids, num_languages, x)

@@ -8,12 +8,14 @@ All matrices are (tokens, neurons); arithmetic is float32, outputs are rounded o
 nothing is written into tensors that autograd may have saved. Statistics are in statistics.py.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from slamkern.kernels import launch
+from slamkern.kernels import launch, tune
 from slamkern.kernels.activations import activate, activate_with_slope
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
@@ -74,13 +76,15 @@ def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
     tokens, neurons = gate.shape
     if hidden.numel() == 0:
         return hidden
-    tile = launch.strip(neurons, gate.element_size(), block_t=4, max_warps=4)
-    grid = (triton.cdiv(tokens, tile.block_t) * triton.cdiv(neurons, tile.block_n),)
-    with launch.on(gate.device):
-        swiglu_kernel[grid](
-            gate, up, hidden, tokens, neurons, gate.stride(0), _stride(up), hidden.stride(0),
-            ACTIVATION=activation, BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
-        )  # fmt: skip
+
+    def run(tile: launch.Strip) -> None:
+        with launch.on(gate.device):
+            swiglu_kernel[_grid(gate, tile)](
+                gate, up, hidden, tokens, neurons, gate.stride(0), _stride(up), hidden.stride(0),
+                ACTIVATION=activation, BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
+            )  # fmt: skip
+
+    run(_tile("swiglu", gate, up, activation, run))
     return hidden
 
 
@@ -99,15 +103,30 @@ def swiglu_backward(
     tokens, neurons = gate.shape
     if gate.numel() == 0:
         return grad_gate, grad_up, hidden
-    tile = launch.strip(neurons, gate.element_size(), block_t=4, max_warps=4)
-    grid = (triton.cdiv(tokens, tile.block_t) * triton.cdiv(neurons, tile.block_n),)
-    with launch.on(gate.device):
-        swiglu_backward_kernel[grid](
-            grad_hidden, gate, up, grad_gate, grad_up, hidden,
-            tokens, neurons, grad_hidden.stride(0), gate.stride(0), _stride(up), neurons,
-            ACTIVATION=activation, BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
-        )  # fmt: skip
+
+    def run(tile: launch.Strip) -> None:
+        with launch.on(gate.device):
+            swiglu_backward_kernel[_grid(gate, tile)](
+                grad_hidden, gate, up, grad_gate, grad_up, hidden,
+                tokens, neurons, grad_hidden.stride(0), gate.stride(0), _stride(up), neurons,
+                ACTIVATION=activation, BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
+            )  # fmt: skip
+
+    run(_tile(f"swiglu_backward {need_gate} {need_hidden}", gate, up, activation, run))
     return grad_gate, grad_up, hidden
+
+
+def _grid(gate: Tensor, tile: launch.Strip) -> tuple[int]:
+    tokens, neurons = gate.shape
+    return (triton.cdiv(tokens, tile.block_t) * triton.cdiv(neurons, tile.block_n),)
+
+
+def _tile(
+    kernel: str, gate: Tensor, up: Tensor | None, activation: str, run: Callable[[launch.Strip], None]
+) -> launch.Strip:
+    tokens, neurons = gate.shape
+    kind = f"{kernel} {activation} {gate.dtype} {tune.size_class(tokens)} x {neurons} {'plain' if up is None else ''}"
+    return tune.tuned(kind.strip(), launch.strips(neurons, gate.element_size()), run, gate.device)
 
 
 def _check(gate: Tensor, up: Tensor | None, activation: str) -> None:

@@ -2,7 +2,8 @@
 
 The numbers come from offline compilation for sm_80, sm_90 and sm_100 (registers and spills are held by
 ``tests/kernel_budgets.json``) and from the access width of the hardware: 16 bytes a thread, whole rows of a strip
-per warp. They have not been tuned by timing on a GPU. Nothing here autotunes: a kernel that is timed runs many times.
+per warp. They have not been tuned by timing on a GPU. Where a function gives several, the first is the choice, and the
+others are what tune.py may time against it.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -80,6 +81,12 @@ def whole_rows(width: int, itemsize: int) -> Strip:
     return Strip(max(1, per_warp // block_n), block_n, min(16, max(1, block_n // per_warp)))
 
 
+def strips(neurons: int, itemsize: int) -> list[Strip]:
+    """Of the elementwise kernels: four rows of four warps; more or fewer rows in flight, wider or narrower strips."""
+    shapes = ((4, 4), (2, 4), (8, 4), (4, 8), (4, 2))
+    return list(dict.fromkeys(strip(neurons, itemsize, block_t, max_warps) for block_t, max_warps in shapes))
+
+
 def chunks(tokens: int, strips: int, block_t: int, processors: int) -> Chunks:
     """Row chunks of the statistics kernel: one wave of programs, so that partials stay few and work stays even.
 
@@ -94,24 +101,28 @@ def chunks(tokens: int, strips: int, block_t: int, processors: int) -> Chunks:
     return Chunks(rows, ceil_div(tokens, rows))
 
 
-def dual_gemm(tokens: int, itemsize: int, capability: tuple[int, int]) -> GemmTile:
+def dual_gemm(tokens: int, itemsize: int, capability: tuple[int, int]) -> list[GemmTile]:
     """Two float32 accumulators of ``block_m`` x ``block_n`` must stay in registers beside the statistics.
 
     sm_90 and newer: 128 x 128 at 8 warps; sm_80 would spill there and takes 128 x 64. float32 goes through plain FMA
     (``input_precision="ieee"``) in small tiles.
     """
     if itemsize == 4:
-        return GemmTile(32, 32, 16, 4, 2, 128)
+        return [GemmTile(32, 32, 16, 4, 2, 128)]
+    few = tokens <= 64
     if capability >= (9, 0):
-        return GemmTile(128, 128, 64, 8, 3, 224) if tokens > 64 else GemmTile(64, 128, 64, 8, 3)
-    return GemmTile(128, 64, 32, 8, 3) if tokens > 64 else GemmTile(64, 64, 32, 4, 3)
+        low, high = GemmTile(64, 128, 64, 8, 3), GemmTile(128, 128, 64, 8, 3, 224)
+        return [low] if few else [high, low, GemmTile(128, 64, 64, 8, 4)]
+    low, high = GemmTile(64, 64, 32, 4, 3), GemmTile(128, 64, 32, 8, 3)
+    return [low] if few else [high, low]
 
 
-def weight_grad(itemsize: int, capability: tuple[int, int]) -> GemmTile:
+def weight_grad(itemsize: int, capability: tuple[int, int]) -> list[GemmTile]:
     """One accumulator of 128 x 128 outputs."""
     if itemsize == 4:
-        return GemmTile(32, 32, 32, 4, 2)
-    return GemmTile(128, 128, 64, 8, 3) if capability >= (9, 0) else GemmTile(128, 128, 32, 8, 3)
+        return [GemmTile(32, 32, 32, 4, 2)]
+    depth = 64 if capability >= (9, 0) else 32
+    return [GemmTile(128, 128, depth, 8, 3), GemmTile(64, 128, depth, 4, 3), GemmTile(128, 64, depth, 4, 3)]
 
 
 def token_splits(tiles: int, tokens: int, processors: int) -> int:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from slamkern.errors import SlamkernError
-from slamkern.kernels import launch
+from slamkern.kernels import launch, tune
 
 
 @triton.jit(do_not_specialize=["tokens", "split_tokens"])
@@ -69,15 +69,20 @@ def sparse_weight_grad(grad_out: Tensor, x: Tensor, rows: Tensor | None = None, 
     breadth = x.shape[1] if cols is None else cols.shape[0]
     if tokens == 0 or height * breadth == 0:
         return torch.zeros((height, breadth), dtype=x.dtype, device=x.device)
-    tile = launch.weight_grad(x.element_size(), launch.capability(x.device))
-    tiles = triton.cdiv(height, tile.block_m) * triton.cdiv(breadth, tile.block_n)
-    splits = launch.token_splits(tiles, tokens, launch.processors(x.device))
-    out = torch.empty((splits, height, breadth), dtype=torch.float32 if splits > 1 else x.dtype, device=x.device)
-    with launch.on(x.device):
-        weight_grad_kernel[(tiles, splits)](
-            grad_out, x, None if rows is None else rows.contiguous(), None if cols is None else cols.contiguous(), out,
-            tokens, triton.cdiv(tokens, splits), height, breadth, grad_out.stride(0), x.stride(0),
-            WIDEN=launch.interpreted(x.device), BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            num_warps=tile.num_warps, num_stages=tile.stages,
-        )  # fmt: skip
-    return out[0] if splits == 1 else out.sum(0).to(x.dtype)
+
+    def run(tile: launch.GemmTile) -> Tensor:
+        tiles = triton.cdiv(height, tile.block_m) * triton.cdiv(breadth, tile.block_n)
+        splits = launch.token_splits(tiles, tokens, launch.processors(x.device))
+        out = torch.empty((splits, height, breadth), dtype=torch.float32 if splits > 1 else x.dtype, device=x.device)
+        with launch.on(x.device):
+            weight_grad_kernel[(tiles, splits)](
+                grad_out, x, None if rows is None else rows.contiguous(), None if cols is None else cols.contiguous(),
+                out, tokens, triton.cdiv(tokens, splits), height, breadth, grad_out.stride(0), x.stride(0),
+                WIDEN=launch.interpreted(x.device), BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+                num_warps=tile.num_warps, num_stages=tile.stages,
+            )  # fmt: skip
+        return out[0] if splits == 1 else out.sum(0).to(x.dtype)
+
+    kind = f"weight_grad {x.dtype} {tune.size_class(tokens)} {height} x {breadth} {rows is None} {cols is None}"
+    tiles = launch.weight_grad(x.element_size(), launch.capability(x.device))
+    return run(tune.tuned(kind, tiles, run, x.device))
