@@ -20,6 +20,7 @@ class TrainConfig:
     save_every 0: no checkpoints before the end (Ctrl-C still writes one). packing False: padded batches, for models
     without packed attention. gradient_checkpointing: recompute activations in backward, for less memory.
     memory_budget: like "24GB"; as few FFNs as it takes for a step to fit recompute gate and up (see memory.py).
+    compile: run the decoder layers through torch.compile (see compiled.py).
     """
 
     learning_rate: float = 2e-5
@@ -39,6 +40,7 @@ class TrainConfig:
     packing: bool = True
     gradient_checkpointing: bool = False
     memory_budget: str | None = None
+    compile: bool = False
     save_every: int = 0
     log_every: int = 10
     tensorboard: bool = False
