@@ -30,6 +30,7 @@ from slamkern.checkpoint import (
     save_checkpoint,
     save_delta,
 )
+from slamkern.compiled import compiled_layers
 from slamkern.data import Pair
 from slamkern.errors import SlamkernError
 from slamkern.fp8 import frozen_in_fp8
@@ -115,6 +116,8 @@ def train(
                 head=head,
             )
             stack.enter_context(plan)
+        if config.compile:
+            stack.enter_context(compiled_layers(model))
         optimizer = MasterAdamW(
             trained_parameters(model).items(), betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
         )

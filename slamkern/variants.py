@@ -11,7 +11,8 @@ hf_freeze_packed       the same, packed rows; attention confined by slamkern's a
 liger_freeze           the same with Liger-Kernel's norms, rotary, SwiGLU and fused loss
 lora                   adapters of rank 16 on the same projections of the same layers (PEFT), packed
 slamkern               patched model, packed, loss of a frozen head on the supervised rows
-slamkern_fp8           the same with frozen weights in FP8; on a GPU only
+slamkern_compiled      the same, decoder layers through torch.compile
+slamkern_fp8           slamkern with frozen weights in FP8; on a GPU only
 =====================  ==========================================================================================
 
 All of them minimise the mean loss over the supervised tokens of the step with AdamW; ``exact`` ones train the same
@@ -29,9 +30,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from slamkern import compiled, fp8
 from slamkern.accounting import storage_bytes
 from slamkern.attention import packed_attention
-from slamkern.fp8 import frozen_in_fp8, why_not
 from slamkern.loss import packed_loss, read_head
 from slamkern.optim import MasterAdamW
 from slamkern.packing import Example, collate, padded_batch
@@ -57,6 +58,7 @@ class Variant:
     trained: Literal["selected", "all", "lora"] = "selected"
     checkpointing: Literal["none", "reentrant", "plain"] = "none"
     engine: Literal["transformers", "liger", "slamkern", "slamkern_fp8"] = "transformers"
+    compiled: bool = False
 
     @property
     def patched(self) -> bool:
@@ -79,6 +81,7 @@ VARIANTS: dict[str, Variant] = {
         Variant("liger_freeze", "packed", engine="liger"),
         Variant("lora", "packed", trained="lora"),
         Variant("slamkern", "packed", engine="slamkern"),
+        Variant("slamkern_compiled", "packed", engine="slamkern", compiled=True),
         Variant("slamkern_fp8", "packed", engine="slamkern_fp8"),
     )
 }
@@ -89,9 +92,11 @@ def absent(variant: Variant, device: torch.device) -> str | None:
     if variant.engine == "slamkern_fp8":
         if device.type == "cpu":
             return "FP8 is emulated on a CPU, so its speed means nothing (benchmarks.fp8 compares the losses)"
-        return why_not(device)
+        return fp8.why_not(device)
     if variant.engine == "liger" and device.type != "cuda":
         return "Liger-Kernel needs a CUDA device"
+    if variant.compiled and (reason := compiled.why_not(device)):
+        return reason
     needed = {"liger": "liger_kernel"}.get(variant.engine) or ("peft" if variant.trained == "lora" else None)
     if needed and importlib.util.find_spec(needed) is None:
         return f"{needed} is not installed (extra bench)"
@@ -129,7 +134,7 @@ class Runner:
         if variant.patched:
             patch_model(model)
         if variant.engine == "slamkern_fp8":
-            self._stack.enter_context(frozen_in_fp8(model))
+            self._stack.enter_context(fp8.frozen_in_fp8(model))
         if variant.layout == "packed":
             self._stack.enter_context(packed_attention(model))
         if variant.checkpointing != "none":
@@ -138,6 +143,8 @@ class Runner:
             if reentrant:
                 model.enable_input_require_grads()
         self.head = read_head(model) if variant.patched else None
+        if variant.compiled:
+            self._stack.enter_context(compiled.compiled_layers(model))
         trained = trained_parameters(model)
         self.trained_parameters = sum(parameter.numel() for parameter in trained.values())
         self.optimizer: MasterAdamW | torch.optim.AdamW = (
@@ -155,6 +162,14 @@ class Runner:
         if self.variant.layout == "packed":
             return sum(len(example.input_ids) for example in examples)
         return sum(len(batch) * max(len(example.input_ids) for example in batch) for batch in self.cut(examples))
+
+    def rehearse(self, examples: Sequence[Example]) -> None:
+        """Compute a step that is not taken."""
+        self.backward(examples)
+        if isinstance(self.optimizer, MasterAdamW):
+            self.optimizer.clear_gradients()
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, examples: Sequence[Example]) -> float:
         """Forward and backward of a step; returns the mean loss over its supervised tokens."""
