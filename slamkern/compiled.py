@@ -7,8 +7,10 @@ Two things stay outside of the programs: packed attention where it goes sequence
 and up again in the backward. A compiler sees the same product twice there and keeps the first.
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,6 +50,9 @@ def compiled_layers(model: "PreTrainedModel") -> Iterator[None]:
         raise SlamkernError(f"{reason}; set compile=False")
     with ExitStack() as stack:
         stack.enter_context(torch._dynamo.config.patch(recompile_limit=_PROGRAMS))
+        # Programs on disk know an op by its name and would outlive a change of its arguments or shapes.
+        tag = f"{torch.compiler.config.cache_key_tag} slamkern {_digest()}"
+        stack.enter_context(torch.compiler.config.patch(cache_key_tag=tag))  # type: ignore[attr-defined]
         for module in model.modules():
             if isinstance(module, Fused) and module.slamkern_ffn.recompute:
                 module.forward = torch.compiler.disable(module.forward)
@@ -56,6 +61,14 @@ def compiled_layers(model: "PreTrainedModel") -> Iterator[None]:
             layer.compile(dynamic=True)
             stack.callback(setattr, layer, "_compiled_call_impl", None)
         yield
+
+
+def _digest() -> str:
+    """A hash of this package's source, the registrations of its ops among it."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _layers(model: "PreTrainedModel") -> list[nn.Module]:

@@ -128,6 +128,19 @@ def test_a_training_run_ends_with_the_same_weights(fit):
         torch.testing.assert_close(weight, expected.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
+@needs_compiler
+def test_programs_on_disk_are_of_this_version_of_the_ops(llama, monkeypatch):
+    tags = []
+    for digest in ("one", "other"):
+        monkeypatch.setattr("slamkern.compiled._digest", lambda digest=digest: digest)
+        with compiled_layers(llama):
+            tags.append(torch.compiler.config.cache_key_tag)
+    assert len({*tags, torch.compiler.config.cache_key_tag}) == 3
+    monkeypatch.undo()
+    with compiled_layers(llama):
+        assert len(torch.compiler.config.cache_key_tag.split()[-1]) == 64
+
+
 def test_what_cannot_be_compiled_is_refused(llama, monkeypatch):
     slamkern.patch_model(llama)
     with slamkern.record_stats(llama, ["de"]) as recorder, recorder.tokens(torch.zeros(1, 3, dtype=torch.int64)):
