@@ -40,7 +40,7 @@ def device_name(device: torch.device) -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What a number depends on: device, driver, processor, threads, versions, commit and date."""
-    versions = {name: _version(name) for name in _PACKAGES}
+    versions = {name: _version(name) for name in _PACKAGES} | {"torch": torch.__version__}  # with its +cu130
     return {
         "device": device_name(device),
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or None,

@@ -69,7 +69,7 @@ def environment() -> None:
     from slamkern.backends import backends
 
     rows = [("python", f"{platform.python_version()} ({sys.executable})"), ("platform", platform.platform())]
-    rows += [(name, _version(name)) for name in PACKAGES]
+    rows += [(name, torch.__version__ if name == "torch" else _version(name)) for name in PACKAGES]
     rows.append(("threads", f"{torch.get_num_threads()} for torch"))
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     rows.append(("cuda", ", ".join(devices) or f"no device (torch built for CUDA: {torch.version.cuda or 'no'})"))

@@ -156,7 +156,7 @@ def _stats(
     m2 = torch.empty_like(mean)
     active = torch.empty(num_languages, neurons, dtype=torch.int64, device=device)
     bytes_needed = library.slamkern_stats_workspace(tokens, neurons, num_languages)
-    workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=device)
+    workspace = pages.empty((bytes_needed,), torch.uint8, device)
     _run(
         gate,
         library.slamkern_swiglu_stats,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 LARGE_BYTES = 4 << 20  # below, malloc's own blocks mostly come back warm
-KEPT = 4  # what one backward frees: grad_gate, grad_up, hidden and the gradient of hidden
+KEPT = 5  # what one backward frees (grad_gate, grad_up, hidden and the gradient of hidden), and a workspace
 _HUGE_PAGE = 2 << 20
 
 
@@ -62,8 +62,13 @@ def _pages() -> Pages:
     return Pages()
 
 
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised contiguous tensor, on a CPU in memory that has been used before where it is large."""
+    if device.type != "cpu" or prod(shape) * dtype.itemsize < LARGE_BYTES:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return _pages().empty(shape, dtype)
+
+
 def empty_like(x: Tensor) -> Tensor:
-    """An uninitialised contiguous tensor like ``x``, on a CPU in memory that has been used before where it is large."""
-    if x.device.type != "cpu" or x.nbytes < LARGE_BYTES:
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
-    return _pages().empty(x.shape, x.dtype)
+    """:func:`empty` with the shape, dtype and device of ``x``."""
+    return empty(x.shape, x.dtype, x.device)

@@ -12,13 +12,22 @@ import torch
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import AutoModelForCausalLM
+
+if os.environ["TRITON_INTERPRET"] == "1" and Version(version("triton")) < Version("3.7"):
+    if Version(version("numpy")) >= Version("2.4"):
+        raise pytest.UsageError(
+            f"Triton {version('triton')} interprets kernels with NumPy before 2.4, and this is {version('numpy')}:"
+            " pip install 'numpy<2.4'"
+        )
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

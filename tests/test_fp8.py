@@ -167,7 +167,7 @@ def test_what_is_saved_and_counted_is_what_was(recompute):
 def test_products_that_a_gpu_would_take_are_counted_too():
     a, b = (torch.zeros(shape).to(torch.float8_e4m3fn) for shape in ((4, 32), (48, 32)))
     with flop_counter() as counter:
-        torch._scaled_mm(a, b.t(), torch.ones(4, 1), torch.ones(1, 48), out_dtype=torch.bfloat16)
+        torch._scaled_mm(a, b.t(), torch.ones(1), torch.ones(1), out_dtype=torch.bfloat16)
     assert counter.get_total_flops() == 2 * 4 * 32 * 48
 
 
