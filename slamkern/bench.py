@@ -52,7 +52,7 @@ class TrainOptions:
     def for_device(cls, device: torch.device, *, dry: bool = False, **given: Any) -> "TrainOptions":
         """Defaults of the device, replaced by what is given and not None.
 
-        CUDA: the global batch of 512 in padded batches of 64. CPU: one such batch, of which 8 at a time take 8 GB with
+        CUDA: the global batch of 512 in padded batches of 64. CPU: one such batch, of which 4 at a time take 5 GB with
         SmolLM2's vocabulary (logits and their gradients, in float32), and packed rows that stay nearer to the caches
         (2048 tokens: 5 % faster than 4096).
         """
@@ -65,7 +65,7 @@ class TrainOptions:
             "tokenizer": None,
             "pairs": 512 if cuda else 64,
             "batch": 64,
-            "at_once": 64 if cuda else 8,
+            "at_once": 64 if cuda else 4,
             "row": 4096 if cuda else 2048,
             "steps": 4,
             "layers": 6,
