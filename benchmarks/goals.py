@@ -45,8 +45,8 @@ def row(
 def native_op(stage: Stage) -> Iterator[Row]:
     """The compiled op with statistics against torch eager without; 32 languages against one. float32.
 
-    Twice, for much of the eager time is the system's: a fresh page costs more than the arithmetic on it. Fresh pages are
-    what torch's allocator gets for results above 32 MiB always, for smaller ones when the heap happens to have no room.
+    Twice, for much of the eager time is the system's: a fresh page costs more than the arithmetic on it. Fresh pages
+    are what torch gets for results above 32 MiB always, for smaller ones when the heap happens to have no room.
     """
     _large_results_in_fresh_pages()
     tokens, widths = (64, (48,)) if stage.dry else (4096, (1536, 11008))

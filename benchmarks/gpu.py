@@ -6,6 +6,7 @@
 build      csrc, with the compilers that are here
 ceilings   copy bandwidth and GEMM rate of this device
 tests      the tests of ops and kernels on the device, and all tests marked ``cuda``
+sanitize   every kernel under compute-sanitizer
 kernels    microbenchmarks of the ops
 probe      probing speed of SmolLM2-135M
 train      the training profile
@@ -40,6 +41,7 @@ SHARES = {
     "build": 2.0,
     "ceilings": 0.5,
     "tests": 2.0,
+    "sanitize": 1.5,
     "kernels": 3.0,
     "probe": 1.5,
     "train": 3.0,
@@ -75,7 +77,7 @@ class Plan:
     def _tests(self) -> list[str]:
         if self.dry:
             return ["--collect-only", "-m", "cuda", "tests"]
-        files = {"tests/test_ops.py", "tests/test_autograd.py", "tests/test_patch.py"}
+        files = {f"tests/test_{name}.py" for name in ("ops", "autograd", "patch", "whole_models")}
         for pattern in ("test_kernels_*.py", "test_native*.py", "test_*_cuda.py"):
             files |= {str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob(pattern)}
         # Marked tests of other files are named one by one: -m would leave out the unmarked ones of these.

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 pytest.importorskip("rich")
-from benchmarks import ceilings, fp8, goals, gpu, kernels, probe, providers, readme, results, wheels
+from kernel_checks import DEVICE
+
+import slamkern.kernels
+from benchmarks import ceilings, fp8, goals, gpu, kernels, probe, providers, readme, results, sanitize, wheels
 from benchmarks.operations import Workload, products, rotary
 from benchmarks.shapes import TINY
 from benchmarks.timing import Case, interleaved
@@ -73,11 +76,11 @@ def test_bandwidth_and_share_follow_from_bytes_and_time():
 
 def test_every_stage_runs_dry_and_keeps_the_rows_of_the_others(tmp_path, capsys):
     options = ["--dry-run", "--device", "cpu", "--results", str(tmp_path)]
-    for stage in (ceilings, kernels, probe, fp8, goals):
+    for stage in (ceilings, sanitize, kernels, probe, fp8, goals):
         assert stage.main(options) == 0
     (path,) = tmp_path.glob("*.json")
     stages = json.loads(path.read_text())["stages"]
-    assert set(stages) == {"ceilings", "kernels", "probe", "fp8", "goals"}
+    assert set(stages) == {"ceilings", "sanitize", "kernels", "probe", "fp8", "goals"}
     assert all(stage["rows"] and stage["environment"]["torch"] == torch.__version__ for stage in stages.values())
     variants = [row["variant"] for row in stages["probe"]["rows"]]
     assert variants == ["unpatched", "unpatched, packed", "forward hooks", "slamkern, padded", "slamkern"]
@@ -99,6 +102,19 @@ def test_a_stage_that_overruns_is_ended(tmp_path, monkeypatch):
     plan = gpu.Plan("cpu", True, tmp_path, 0)
     monkeypatch.setattr(gpu.Plan, "command", lambda *_: [gpu.sys.executable, "-c", "import time; time.sleep(60)"])
     assert gpu.run_stage(plan, "probe", -0.49)["status"].startswith("ended after")
+
+
+def test_the_sanitizer_launches_every_kernel():
+    pytest.importorskip("triton")
+    assert {name for name, _ in sanitize.launches(DEVICE)} == set(slamkern.kernels.__all__) - {"why_not"}
+
+
+def test_the_sanitizers_summary_is_read():
+    done = "36 launches\n========= ERROR SUMMARY: 2 errors\n"
+    assert sanitize.verdict("memcheck", done) == {"tool": "memcheck", "kernels": 36, "errors": 2}
+    done = "36 launches\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+    assert sanitize.verdict("racecheck", done) == {"tool": "racecheck", "kernels": 36, "errors": 0}
+    assert "Device not supported" in sanitize.verdict("memcheck", "========= Device not supported")["absent"]
 
 
 def test_hook_baseline_counts_what_the_recorder_counts():
