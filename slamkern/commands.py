@@ -20,6 +20,7 @@ from slamkern.options import (
     Delta,
     FrozenPrecision,
     Languages,
+    MemoryBudget,
     Model,
     Out,
     Set,
@@ -103,6 +104,7 @@ def train(
     data: Data = None,
     languages: Languages = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    memory_budget: MemoryBudget = None,
     frozen_precision: FrozenPrecision = None,
     config: Config = None,
     overrides: Set = None,
@@ -115,7 +117,7 @@ def train(
 
     settings = configure(
         config, overrides, model__name=model, data__path=data, data__languages=listed(languages),
-        train__frozen_precision=frozen_precision,
+        train__memory_budget=memory_budget, train__frozen_precision=frozen_precision,
     )  # fmt: skip
     chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
     pairs, held_out = pipeline.alignment_pairs(settings)
@@ -224,13 +226,7 @@ def demo(
 
 
 @app.command()
-def export(
-    out: Out,
-    model: Model = None,
-    delta: Delta = None,
-    config: Config = None,
-    overrides: Set = None,
-) -> None:
+def export(out: Out, model: Model = None, delta: Delta = None, config: Config = None, overrides: Set = None) -> None:
     """A full Hugging Face folder of a model with trained weights put in, loadable without slamkern."""
     from slamkern.export import export as export_model
 

@@ -20,6 +20,7 @@ Data = Annotated[
 Languages = Annotated[str | None, typer.Option("--languages", "-l", help="Codes with commas: de,fr,sw.")]
 Delta = Annotated[Path | None, typer.Option("--delta", help="Trained weights: the folder of a training run.")]
 
+MemoryBudget = Annotated[str | None, typer.Option(help="Like 24GB; recomputes as few FFNs as it takes to fit.")]
 FrozenPrecision = Annotated[str | None, typer.Option(help="Frozen weights in training: model (their dtype) or fp8.")]
 
 

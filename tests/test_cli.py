@@ -96,6 +96,7 @@ def test_environment(capsys: pytest.CaptureFixture[str]) -> None:
         (["prob"], ["No such command"]),
         (["probe"], ["--out"]),
         (["probe", "--data", "corpus:", "--out", "OUT"], ["no model given"]),
+        (["train", "--selection", "s", "--out", "OUT", "--memory-budget", "lots"], ["'lots' is no amount", "24GB"]),
         (["probe", "--model", "MODEL", "--out", "OUT"], ["no data"]),
         (["probe", "--model", "MODEL", "--data", "corpus:", "-l", "xx", "--out", "OUT"], ["unknown language 'xx'"]),
         (["probe", "--model", "./absent", "--data", "corpus:", "--out", "OUT"], ["no model folder ./absent"]),
