@@ -23,6 +23,18 @@ from slamkern import patch_model
 
 COLUMNS = ("goal", "limit", "measured", "unit", "met", "command")
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc's malloc.h
+MODELS = {"cpu": "SmolLM2-135M", "cuda": "Llama-2-7B"}  # what the training goals are about
+# Where, which variant, against which, how many times the real tokens/s at least.
+SPEEDS = (
+    ("cpu", "slamkern", "full", 3.5),
+    ("cpu", "slamkern", "hf_freeze", 2.3),
+    ("cpu", "slamkern", "hf_freeze_packed", 1.15),
+    ("cuda", "slamkern", "authors", 4.0),
+    ("cuda", "slamkern", "full_checkpointed", 5.0),
+    ("cuda", "slamkern", "liger_freeze", 1.1),
+    ("cuda", "slamkern_fp8", "authors", 6.0),
+    ("cuda", "slamkern_fp8", "liger_freeze", 1.7),
+)
 _CALLS = 200  # of a one-token FFN in one timed run: single calls are too short for the host's clock
 
 
@@ -37,7 +49,7 @@ def row(
         "measured": measured,
         "unit": unit,
         "met": met,
-        "note": note or None,
+        "note": note if measured is None else None,
         "command": f"python -m benchmarks.{stage}",
     }
 
@@ -125,7 +137,7 @@ def host_overhead(stage: Stage) -> Iterator[Row]:
 def probe(stage: Stage) -> Iterator[Row]:
     """The probe of SmolLM2-135M, from its own stage."""
     found = next((r for r in stage.rows_of("probe") if r["variant"] == "slamkern"), None)
-    note = "" if found else "not measured on this device"
+    note = "not measured on this device"
     what = f"probe with statistics ({found['model']}, {found['texts']})" if found else "probe with statistics"
     for column, limit, other in (
         ("against_unpatched", 1.05, "unpatched without statistics"),
@@ -137,17 +149,32 @@ def probe(stage: Stage) -> Iterator[Row]:
 
 
 def training(stage: Stage) -> Iterator[Row]:
-    """A training step against the usual ways to take one, from its own stage."""
-    rows = {row["variant"]: row for row in stage.rows_of("train")}
-    limits = {
-        "cpu": {"full": 3.5, "hf_freeze": 2.3, "hf_freeze_packed": 1.15},
-        "cuda": {"authors": 4.0, "full_checkpointed": 5.0, "liger_freeze": 1.1},
-    }[stage.device.type]
-    for variant, limit in limits.items():
-        found = rows.get(variant, {}).get("against_slamkern")
-        note = "" if found else rows.get(variant, {}).get("absent") or "not measured on this device"
-        goal = f"training step, real tokens/s of slamkern / {variant}"
-        yield row(goal, limit, found, "x speed", "train", at_most=False, note=note)
+    """A training step against the usual ways to take one, and what it needs, from the stages that measure it."""
+    here = stage.device.type
+    rows = {row["variant"]: row for row in stage.rows_of("train") if row["model"] == MODELS[here]}
+    paces = {variant: row.get("against_slamkern") for variant, row in rows.items()}  # time of a step / slamkern's
+    goals = [
+        (device, f"real tokens/s of {ours} / {other}", least, "x speed", _ratio(paces.get(other), paces.get(ours)))
+        for device, ours, other, least in SPEEDS
+    ]
+    useful = rows.get("slamkern", {}).get("useful_utilisation")
+    goals.append(("cuda", "least FLOPs a second / rate of a large product", 0.7, "share", useful))
+    for device, what, limit, unit, found in goals:
+        if device in (here, "cuda"):
+            goal, measured = f"training step of {MODELS[device]}, {what}", found if device == here else None
+            yield row(goal, limit, measured, unit, "train", at_most=False, note=_why_not(here, device))
+    peaks = {
+        row["variant"]: row.get("peak_gb")
+        for row in stage.rows_of("scaling")
+        if (here, row["property"], row["value"], row["shape"]) == ("cuda", "tokens a step", 4096, MODELS["cuda"])
+    }
+    for variant, limit in (("slamkern", 24.0), ("slamkern_fp8", 16.0)):
+        goal = f"training step of {MODELS['cuda']}, 4096 tokens, peak memory of {variant}"
+        yield row(goal, limit, peaks.get(variant), "GB", "train", at_most=True, note=_why_not(here, "cuda"))
+
+
+def _why_not(here: str, device: str) -> str:
+    return "not measured on this device" if here == device else "needs a CUDA device"
 
 
 def gpu_kernels(stage: Stage) -> Iterator[Row]:
@@ -155,7 +182,7 @@ def gpu_kernels(stage: Stage) -> Iterator[Row]:
     rows = stage.rows_of("kernels")
     shapes = list(dict.fromkeys(r["shape"] for r in rows))
     here = stage.device.type == "cuda"
-    note = "not measured on this device" if here else "needs a CUDA device"
+    note = _why_not(stage.device.type, "cuda")
     triton = "slamkern triton"
     for shape in shapes if here else ["every shape"]:
 
@@ -181,8 +208,7 @@ def gpu_kernels(stage: Stage) -> Iterator[Row]:
             ("gated_linear with statistics / GEMMs + Liger without", 1.0, measured.gated, "x speed", False),
             ("backward of a frozen FFN / Liger's", 1.0, measured.frozen, "x speed", False),
         ):
-            why = note if found is None else ""
-            yield row(f"{goal}, {shape}", limit, found, unit, "kernels", at_most=at_most, note=why)
+            yield row(f"{goal}, {shape}", limit, found, unit, "kernels", at_most=at_most, note=note)
 
 
 def _ratio(numerator: float | None, denominator: float | None) -> float | None:

@@ -14,6 +14,7 @@ from slamkern.profile import Row, Settings, profile
 from slamkern.workload import SHAPES, even_lengths, shape_builder
 
 VARIANTS = ("hf_freeze_packed", "slamkern")
+CUDA_VARIANTS = (*VARIANTS, "slamkern_fp8")  # a CPU only emulates it
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,10 @@ def scaling(
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[list[Row]]:
     """The rows of one point after another, a row a variant."""
+    variants = CUDA_VARIANTS if device.type == "cuda" else VARIANTS
     for name, value, point in points(axes):
         work = even_lengths(point.length, point.tokens, SHAPES[point.shape][0], steps=steps)
-        settings = Settings(layers=point.layers, batch=64, row=max(point.tokens, point.length), variants=VARIANTS)
+        settings = Settings(layers=point.layers, batch=64, row=max(point.tokens, point.length), variants=variants)
         progress(f"{name} {value}")
         *_, rows = profile(shape_builder(point.shape, device, dtype), work, settings)
         yield [{"property": name, "value": value, "shape": point.shape, "tokens": point.tokens} | row for row in rows]

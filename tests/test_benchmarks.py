@@ -3,6 +3,7 @@
 import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,6 +143,25 @@ def test_goals_are_met_missed_or_not_measured():
     assert goals.row("g", 0.9, 0.3, "x", "goals", at_most=False)["met"] is False
     unknown = goals.row("g", 0.9, None, "x", "goals", at_most=False, note="needs a CUDA device")
     assert unknown["met"] is None and unknown["note"] == "needs a CUDA device"
+
+
+def test_goals_of_a_training_step_are_read_from_its_rows():
+    pace = {"slamkern": 1.0, "slamkern_fp8": 0.8, "authors": 4.4, "full_checkpointed": 4.9, "liger_freeze": 1.2}
+    train = [{"variant": name, "model": "Llama-2-7B", "against_slamkern": x} for name, x in pace.items()]
+    train[0]["useful_utilisation"] = 0.71
+    point = {"property": "tokens a step", "value": 4096, "shape": "Llama-2-7B"}
+    scaling = [point | {"variant": "slamkern", "peak_gb": 21.5}, point | {"variant": "slamkern_fp8", "absent": "why"}]
+    rows = {"train": train, "scaling": scaling}
+    stage = SimpleNamespace(device=torch.device("cuda"), rows_of=rows.get)
+    found = {row["goal"].partition(", ")[2]: (row["measured"], row["met"]) for row in goals.training(stage)}
+    assert found["real tokens/s of slamkern / authors"] == (4.4, True)
+    assert found["real tokens/s of slamkern / full_checkpointed"] == (4.9, False)
+    assert found["real tokens/s of slamkern_fp8 / liger_freeze"] == (pytest.approx(1.5), False)
+    assert found["least FLOPs a second / rate of a large product"] == (0.71, True)
+    assert found["4096 tokens, peak memory of slamkern"] == (21.5, True)
+    assert found["4096 tokens, peak memory of slamkern_fp8"] == (None, None)
+    stage.device = CPU
+    assert {row["note"] for row in goals.training(stage)} == {"not measured on this device", "needs a CUDA device"}
 
 
 def test_the_two_runs_of_fp8_are_held_against_each_other():
