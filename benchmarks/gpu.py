@@ -75,8 +75,6 @@ class Plan:
         return [*python, f"benchmarks.{stage}", *options, *(["--dry-run"] if self.dry else [])]
 
     def _tests(self) -> list[str]:
-        if self.dry:
-            return ["--collect-only", "-m", "cuda", "tests"]
         files = {f"tests/test_{name}.py" for name in ("ops", "autograd", "patch", "whole_models")}
         for pattern in ("test_kernels_*.py", "test_native*.py", "test_*_cuda.py"):
             files |= {str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob(pattern)}
@@ -86,7 +84,7 @@ class Plan:
             for path in (ROOT / "tests").glob("test_*.py")
             if "mark.cuda" in path.read_text(encoding="utf-8")
         }
-        return sorted(files | marked)
+        return [*(["--collect-only"] if self.dry else []), *sorted(files | marked)]
 
 
 def run_stage(plan: Plan, stage: str, minutes: float) -> Row:
