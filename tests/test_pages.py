@@ -8,7 +8,7 @@ import torch
 from slamkern import native, pages
 from slamkern.pages import LARGE_BYTES, Pages
 
-LARGE = (LARGE_BYTES // 4,)
+LARGE = (1 << 20,)  # 4 MiB of float32: two huge pages
 
 
 def test_a_freed_block_serves_the_next_tensor() -> None:
