@@ -152,9 +152,9 @@ def _stats(
     library, ids = _library(device.type), language_ids.contiguous()
     count = torch.empty(num_languages, dtype=torch.int64, device=device)
     # Outputs of an op may not share storage, so mean and m2 are two allocations.
-    mean = torch.empty(num_languages, neurons, dtype=torch.float64, device=device)
-    m2 = torch.empty_like(mean)
-    active = torch.empty(num_languages, neurons, dtype=torch.int64, device=device)
+    shape = (num_languages, neurons)
+    mean, m2 = (pages.empty(shape, torch.float64, device) for _ in range(2))
+    active = pages.empty(shape, torch.int64, device)
     bytes_needed = library.slamkern_stats_workspace(tokens, neurons, num_languages)
     workspace = pages.empty((bytes_needed,), torch.uint8, device)
     _run(

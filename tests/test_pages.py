@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slamkern import native, pages
-from slamkern.pages import LARGE_BYTES, Pages
+from slamkern.pages import Pages
 
 LARGE = (1 << 20,)  # 4 MiB of float32: two huge pages
 
