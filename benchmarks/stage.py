@@ -22,12 +22,12 @@ from benchmarks.results import Row
 
 
 class Stage:
-    """One run of one stage: its options, and the rows it has so far.
+    """One run of one stage: its options, and the rows it has so far. ``command`` is what runs it, if not its name.
 
     ``dry`` runs everything on tiny shapes, into a folder of its own; ``seconds_left`` is what is left of ``--minutes``.
     """
 
-    def __init__(self, name: str, description: str, argv: Sequence[str] | None) -> None:
+    def __init__(self, name: str, description: str, argv: Sequence[str] | None, *, command: str | None = None) -> None:
         parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
         add_options(parser, minutes=8.0)
         options = parser.parse_args(argv)
@@ -39,7 +39,7 @@ class Stage:
             torch.set_num_threads(options.threads)
         self._started = time.monotonic()
         self._seconds = 60 * options.minutes
-        self._command = shlex.join(["python", "-m", f"benchmarks.{name}", *_without_folder(argv)])
+        self._command = f"python -m benchmarks.{command or name} {shlex.join(_without_folder(argv))}".strip()
         self.rows: list[Row] = []
 
     @property

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, failed = curve_check(stage.rows)
         print(message)
     if own.scaling != "no":
-        stage = Stage("scaling", "how a training step scales", rest)
+        stage = Stage("scaling", "how a training step scales", rest, command="train --scaling only")
         deadline = started + stage.seconds_left
         for point in scaling_rows(stage.device, dry=stage.dry, progress=_tell):
             stage.rows += point
