@@ -153,28 +153,32 @@ def training(stage: Stage) -> Iterator[Row]:
     here = stage.device.type
     rows = {row["variant"]: row for row in stage.rows_of("train") if row["model"] == MODELS[here]}
     paces = {variant: row.get("against_slamkern") for variant, row in rows.items()}  # time of a step / slamkern's
-    goals = [
-        (device, f"real tokens/s of {ours} / {other}", least, "x speed", _ratio(paces.get(other), paces.get(ours)))
-        for device, ours, other, least in SPEEDS
-    ]
-    useful = rows.get("slamkern", {}).get("useful_utilisation")
-    goals.append(("cuda", "least FLOPs a second / rate of a large product", 0.7, "share", useful))
-    for device, what, limit, unit, found in goals:
+    for device, ours, other, least in SPEEDS:
         if device in (here, "cuda"):
-            goal, measured = f"training step of {MODELS[device]}, {what}", found if device == here else None
-            yield row(goal, limit, measured, unit, "train", at_most=False, note=_why_not(here, device))
-    peaks = {
-        row["variant"]: row.get("peak_gb")
+            goal = f"training step of {MODELS[device]}, real tokens/s of {ours} / {other}"
+            found = _ratio(paces.get(other), paces.get(ours)) if device == here else None
+            note = _why_not(here, device, rows.get(ours), rows.get(other))
+            yield row(goal, least, found, "x speed", "train", at_most=False, note=note)
+    goal = f"training step of {MODELS['cuda']}, least FLOPs a second / rate of a large product"
+    ours_here = rows.get("slamkern") if here == "cuda" else None
+    found, note = (ours_here or {}).get("useful_utilisation"), _why_not(here, "cuda", ours_here)
+    yield row(goal, 0.7, found, "share", "train", at_most=False, note=note)
+    points = {
+        row["variant"]: row
         for row in stage.rows_of("scaling")
         if (here, row["property"], row["value"], row["shape"]) == ("cuda", "tokens a step", 4096, MODELS["cuda"])
     }
     for variant, limit in (("slamkern", 24.0), ("slamkern_fp8", 16.0)):
-        goal = f"training step of {MODELS['cuda']}, 4096 tokens, peak memory of {variant}"
-        yield row(goal, limit, peaks.get(variant), "GB", "train", at_most=True, note=_why_not(here, "cuda"))
+        goal, point = f"training step of {MODELS['cuda']}, 4096 tokens, peak memory of {variant}", points.get(variant)
+        note = _why_not(here, "cuda", point)
+        yield row(goal, limit, (point or {}).get("peak_gb"), "GB", "train", at_most=True, note=note)
 
 
-def _why_not(here: str, device: str) -> str:
-    return "not measured on this device" if here == device else "needs a CUDA device"
+def _why_not(here: str, device: str, *needed: Row | None) -> str:
+    """Why there is no number: another device is needed, or what the first absent one of the rows needed says."""
+    if here != device:
+        return "needs a CUDA device"
+    return next((found["absent"] for found in needed if found and "absent" in found), "not measured on this device")
 
 
 def gpu_kernels(stage: Stage) -> Iterator[Row]:

@@ -160,6 +160,11 @@ def test_goals_of_a_training_step_are_read_from_its_rows():
     assert found["least FLOPs a second / rate of a large product"] == (0.71, True)
     assert found["4096 tokens, peak memory of slamkern"] == (21.5, True)
     assert found["4096 tokens, peak memory of slamkern_fp8"] == (None, None)
+    train[4] = {"variant": "liger_freeze", "model": "Llama-2-7B", "absent": "liger-kernel is not installed"}
+    notes = {row["goal"].partition(", ")[2]: row["note"] for row in goals.training(stage)}
+    assert notes["4096 tokens, peak memory of slamkern_fp8"] == "why"
+    assert notes["real tokens/s of slamkern / liger_freeze"] == "liger-kernel is not installed"
+    assert notes["real tokens/s of slamkern / authors"] is None
     stage.device = CPU
     assert {row["note"] for row in goals.training(stage)} == {"not measured on this device", "needs a CUDA device"}
 
