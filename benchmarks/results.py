@@ -6,7 +6,6 @@ stage replaces only itself.
 """
 
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from slamkern.console import installed_version
 from slamkern.files import write_json
 
 FOLDER = Path(__file__).with_name("results")
@@ -40,7 +40,7 @@ def device_name(device: torch.device) -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What a number depends on: device, driver, processor, threads, versions, commit and date."""
-    versions = {name: _version(name) for name in _PACKAGES} | {"torch": torch.__version__}  # with its +cu130
+    versions = {name: installed_version(name) for name in _PACKAGES}
     return {
         "device": device_name(device),
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or None,
@@ -89,13 +89,6 @@ def write_stage(
 def rows_of(device: torch.device, stage: str, folder: Path = FOLDER) -> list[Row]:
     """The rows a stage has in the device's file; none where it was not measured."""
     return list(load(path_of(device, folder))["stages"].get(stage, {}).get("rows", []))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _output(*command: str) -> str:

@@ -69,7 +69,7 @@ def environment() -> None:
     from slamkern.backends import backends
 
     rows = [("python", f"{platform.python_version()} ({sys.executable})"), ("platform", platform.platform())]
-    rows += [(name, torch.__version__ if name == "torch" else _version(name)) for name in PACKAGES]
+    rows += [(name, installed_version(name) or "not installed") for name in PACKAGES]
     rows.append(("threads", f"{torch.get_num_threads()} for torch"))
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     rows.append(("cuda", ", ".join(devices) or f"no device (torch built for CUDA: {torch.version.cuda or 'no'})"))
@@ -81,8 +81,13 @@ def environment() -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def _version(name: str) -> str:
+def installed_version(name: str) -> str | None:
+    """The version of a package, torch's with the build it is of (+cu130); None where it is not installed."""
+    if name == "torch":
+        import torch
+
+        return str(torch.__version__)
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return None
