@@ -1,4 +1,4 @@
-"""Builds csrc into shared libraries that slamkern/native.py loads: plain C ABI, no torch headers, no Python symbols.
+"""Builds csrc into the shared libraries of slamkern/ops/native.py: plain C ABI, no torch headers, no Python symbols.
 
 ``slamkern/_native.so`` needs a C++17 compiler (``CXX``, else c++, g++ or clang++ on PATH), ``slamkern/_native_cuda.so``
 needs nvcc (on PATH, or under ``CUDA_HOME``). What cannot be built is left out and said so: slamkern then runs on plain

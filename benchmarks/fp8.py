@@ -15,13 +15,21 @@ import torch
 
 from benchmarks.results import Row
 from benchmarks.stage import Stage, show
+from slamkern.bench.variants import VARIANTS, Runner
+from slamkern.bench.workload import (
+    SHAPES,
+    Builder,
+    HalfBytes,
+    any_tokenizer,
+    checkpoint_builder,
+    real_pairs,
+    shape_builder,
+)
+from slamkern.data.packing import Example, collate
 from slamkern.errors import SlamkernError
-from slamkern.loss import packed_loss
-from slamkern.models import resolve_dtype
-from slamkern.packing import Example, collate
-from slamkern.steps import supervised_tokens
-from slamkern.variants import VARIANTS, Runner
-from slamkern.workload import SHAPES, Builder, HalfBytes, any_tokenizer, checkpoint_builder, real_pairs, shape_builder
+from slamkern.pipeline.loading import resolve_dtype
+from slamkern.training.batches import supervised_tokens
+from slamkern.training.loss import packed_loss
 
 LIMIT = 0.01  # of the relative difference
 RUNS = {"model": "slamkern", "fp8": "slamkern_fp8"}

@@ -27,13 +27,13 @@ from benchmarks.results import Row as ResultRow
 from benchmarks.stage import Stage, show
 from benchmarks.timing import Case, interleaved
 from slamkern import Recorder, patch_model, record_stats
-from slamkern.attention import packed_attention
-from slamkern.corpus import LANGUAGES, generate
+from slamkern.data.synthetic import LANGUAGES, generate
+from slamkern.data.tasks import load_task
 from slamkern.errors import SlamkernError
-from slamkern.models import load_model
-from slamkern.patch import fused_ffns
-from slamkern.probing import Batch, Row, packed, padded, tokenize
-from slamkern.tasks import load_task
+from slamkern.modules.packed_attention import packed_attention
+from slamkern.modules.patch import fused_ffns
+from slamkern.pipeline.loading import load_model
+from slamkern.probe.collect import Batch, Row, packed, padded, tokenize
 
 MGSM = Path(__file__).resolve().parents[2] / "shared" / "data" / "mgsm"
 COLUMNS = ("variant", "model", "texts", "real_tokens", "real_share", "tokens_per_second", "against_unpatched")

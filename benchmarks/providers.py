@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slamkern import autograd, kernels, ops, rotary
-from slamkern.backends import backends
+from slamkern import kernels, ops
+from slamkern.modules import ffn_autograd, rope
+from slamkern.ops.dispatch import backends
 
 TORCH, COMPILE, LIGER = "torch", "torch.compile", "liger"
 BACKENDS = ("reference", "native", "triton")
@@ -139,7 +140,7 @@ def rotate(provider: str, device: torch.device) -> Callable[[Tensor, Tensor, Ten
 
         return LigerRopeFunction.apply
     backend = _backend(provider, device)
-    return lambda q, k, cos, sin: rotary.Rotary.apply(q, k, cos, sin, rotary.RotaryOptions(q.dtype, backend))
+    return lambda q, k, cos, sin: rope.Rotary.apply(q, k, cos, sin, rope.RotaryOptions(q.dtype, backend))
 
 
 def sparse_weight_grad(provider: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -158,7 +159,7 @@ def sparse_weight_grad(provider: str, device: torch.device) -> Callable[[Tensor,
 def frozen_ffn(provider: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """A whole FFN with frozen weights, of (x, w_gate, w_up, w_down); its backward computes the gradient of x alone."""
     if provider.startswith("slamkern "):
-        return functools.partial(_fused_ffn, options=autograd.FFNOptions("silu", _backend(provider, device)))
+        return functools.partial(_fused_ffn, options=ffn_autograd.FFNOptions("silu", _backend(provider, device)))
     if provider == COMPILE:
         return _compiled(_ffn, device.type)
     combine = swiglu(provider, device)
@@ -169,6 +170,6 @@ def _ffn(x: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor) -> Tensor:
     return F.linear(_gated_linear(x, w_gate, w_up), w_down)
 
 
-def _fused_ffn(x: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor, options: autograd.FFNOptions) -> Tensor:
+def _fused_ffn(x: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor, options: ffn_autograd.FFNOptions) -> Tensor:
     absent = (None,) * 7  # three biases, trained rows and columns, their neurons, language ids
-    return autograd.GatedFFN.apply(x, w_gate, w_up, w_down, *absent, options)[0]
+    return ffn_autograd.GatedFFN.apply(x, w_gate, w_up, w_down, *absent, options)[0]

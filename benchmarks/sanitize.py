@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.results import Row
 from benchmarks.stage import Stage, show
-from slamkern import kernels, native
+from slamkern import kernels
+from slamkern.ops import native
 
 COLUMNS = ("tool", "kernels", "errors", "absent")
 TOOLS = ("memcheck", "racecheck")

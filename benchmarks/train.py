@@ -3,7 +3,7 @@
     python -m benchmarks.train [--shape NAME | --model SPEC] [--data D] [--pairs N] [--batch N]
                                [--at-once N] [--steps N] [--variants A,B] [--scaling yes|no|only]
 
-What is measured, and how, is in slamkern/profile.py and slamkern/variants.py; ``slamkern bench train`` is the same
+What is measured, and how, is in slamkern/bench/step_profile.py and variants.py; ``slamkern bench train`` is the same
 without result files. Fails when the loss curves of exact variants differ by more than rounding.
 """
 
@@ -16,7 +16,15 @@ import torch
 
 from benchmarks.results import Row
 from benchmarks.stage import Stage, show
-from slamkern.bench import COLUMNS, SCALING_COLUMNS, TrainOptions, curve_check, measured, profile_rows, scaling_rows
+from slamkern.bench.tables import (
+    COLUMNS,
+    SCALING_COLUMNS,
+    TrainOptions,
+    curve_check,
+    measured,
+    profile_rows,
+    scaling_rows,
+)
 
 
 def _own_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:

@@ -4,19 +4,19 @@ Find the layers of a language model that handle multilingualism, and fine-tune o
 question translation into English (SLAM, arXiv 2501.03681). This module is the public API and nothing else.
 """
 
-from slamkern.data import Pair, load_pairs
+from slamkern.data.pairs import Pair, load_pairs
 from slamkern.errors import SlamkernError
-from slamkern.evaluation import evaluate
-from slamkern.moments import Moments
-from slamkern.patch import explain, patch_model, patched, unpatch_model
-from slamkern.probing import collect_stats
-from slamkern.recipe import TrainConfig, TrainResult
-from slamkern.recorder import Recorder, record_stats
-from slamkern.scoring import EvaluationResult
-from slamkern.selection import LayerSelection, preset, select_layers
-from slamkern.stats import ActivationStats
-from slamkern.trainable import Trainable, apply_selection, trainable_tensors
-from slamkern.training import train
+from slamkern.evaluation.accuracy import evaluate
+from slamkern.evaluation.scoring import EvaluationResult
+from slamkern.modules.patch import explain, patch_model, patched, unpatch_model
+from slamkern.ops.moments import Moments
+from slamkern.probe.collect import collect_stats
+from slamkern.probe.recorder import Recorder, record_stats
+from slamkern.probe.stats import ActivationStats
+from slamkern.selection.layers import LayerSelection, preset, select_layers
+from slamkern.selection.trainable import Trainable, apply_selection, trainable_tensors
+from slamkern.training.config import TrainConfig, TrainResult
+from slamkern.training.loop import train
 from slamkern.version import __version__
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Tiny models of many families, and where the real data is when it is there."""
+"""The environment every test runs in, and fixtures that many share."""
 
 import os
 
@@ -14,14 +14,11 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from packaging.version import Version
-from torch import nn
-from transformers import AutoModelForCausalLM
+from support.tiny_models import tiny_model
 
 _old_interpreter = find_spec("triton") is not None and Version(version("triton")) < Version("3.7")
 if _old_interpreter and os.environ["TRITON_INTERPRET"] == "1" and Version(version("numpy")) >= Version("2.4"):
@@ -29,71 +26,6 @@ if _old_interpreter and os.environ["TRITON_INTERPRET"] == "1" and Version(versio
         f"Triton {version('triton')} interprets kernels with NumPy before 2.4, and this is {version('numpy')}:"
         " pip install 'numpy<2.4'"
     )
-
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-_LLAMA_LIKE = dict(
-    vocab_size=96,
-    hidden_size=32,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    intermediate_size=48,
-    max_position_embeddings=128,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
-)
-_NEOX_LIKE = dict(vocab_size=96, hidden_size=32, num_hidden_layers=4, num_attention_heads=4)
-_TOKENS = dict(bos_token_id=1, eos_token_id=2)
-
-# family -> (config class, arguments, kind of FFN, activation); dropout off so that two forwards can be compared
-FAMILIES: dict[str, tuple[str, dict[str, Any], str, str]] = {
-    "llama": ("LlamaConfig", _LLAMA_LIKE, "gated", "silu"),
-    "llama-bias": ("LlamaConfig", _LLAMA_LIKE | {"mlp_bias": True}, "gated", "silu"),
-    "mistral": ("MistralConfig", _LLAMA_LIKE, "gated", "silu"),
-    "qwen2": ("Qwen2Config", _LLAMA_LIKE, "gated", "silu"),
-    "qwen3": ("Qwen3Config", _LLAMA_LIKE | {"head_dim": 8}, "gated", "silu"),
-    "gemma2": ("Gemma2Config", _LLAMA_LIKE | {"head_dim": 8}, "gated", "gelu_tanh"),
-    "gemma3": ("Gemma3TextConfig", _LLAMA_LIKE | {"head_dim": 8}, "gated", "gelu_tanh"),
-    "olmo2": ("Olmo2Config", _LLAMA_LIKE, "gated", "silu"),
-    "smollm3": ("SmolLM3Config", _LLAMA_LIKE, "gated", "silu"),
-    # Granite multiplies embeddings, residuals and logits, all outside its FFN.
-    "granite": ("GraniteConfig", _LLAMA_LIKE | {"residual_multiplier": 0.5, "logits_scaling": 2.0}, "gated", "silu"),
-    "phi3": ("Phi3Config", _LLAMA_LIKE | {"resid_pdrop": 0.0}, "gated_fused", "silu"),
-    "gpt_neox": ("GPTNeoXConfig", _NEOX_LIKE | {"intermediate_size": 48} | _TOKENS, "plain", "gelu"),
-    "gpt2": (
-        "GPT2Config",
-        {"vocab_size": 96, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128, "resid_pdrop": 0.0}
-        | {"embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        | _TOKENS,
-        "plain",
-        "gelu_tanh",
-    ),
-    "opt": (
-        "OPTConfig",
-        _NEOX_LIKE
-        | {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0, "max_position_embeddings": 128}
-        | _TOKENS,
-        "plain",
-        "relu",
-    ),
-    "falcon": ("FalconConfig", _NEOX_LIKE | {"ffn_hidden_size": 48} | _TOKENS, "plain", "gelu"),
-}
-
-
-def tiny_model(family: str = "llama", seed: int = 0, **overrides: Any) -> Any:
-    """A random causal language model of a family: 4 layers, width 32, 48 neurons (128 in GPT-2), float32, eval mode."""
-    name, arguments, _, _ = FAMILIES[family]
-    torch.manual_seed(seed)
-    config = getattr(transformers, name)(**arguments | overrides)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    # The default initialisation is so small that an FFN hardly shows in the logits.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.2)
-    return model
 
 
 @pytest.fixture
@@ -123,10 +55,10 @@ def tiny_tokenizer() -> Callable[..., Any]:
 @pytest.fixture
 def fit(tiny_tokenizer, monkeypatch):
     """Train a fresh tiny model whose layers 0 and 2 are selected; returns (model, result)."""
-    from tiny_training import CONFIG, PAIRS, selected
+    from support.tiny_training import CONFIG, PAIRS, selected
 
-    from slamkern.prompts import Prompt
-    from slamkern.training import train
+    from slamkern.data.prompts import Prompt
+    from slamkern.training.loop import train
 
     # The instruction of a translation is longer than these tiny texts: leave it out.
     monkeypatch.setattr(Prompt, "translation", lambda self, pair: (self._render(pair.source, "English"), pair.target))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 pytest.importorskip("rich")
-from kernel_checks import DEVICE
+from support.kernel_checks import DEVICE
 
 import slamkern.kernels
 from benchmarks import ceilings, fp8, goals, gpu, kernels, probe, providers, readme, results, sanitize, wheels
@@ -17,8 +17,8 @@ from benchmarks.operations import Workload, products, rotary
 from benchmarks.shapes import TINY
 from benchmarks.timing import Case, interleaved
 from slamkern import record_stats
-from slamkern.backends import backends
-from slamkern.probing import padded, tokenize
+from slamkern.ops.dispatch import backends
+from slamkern.probe.collect import padded, tokenize
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,70 +3,97 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "slamkern"
 
-# From the bottom up; a module may import only from layers below its own.
-LAYERS = (
-    {"direct", "errors", "extension", "files", "languages", "moments", "pages", "reference", "tensorfile", "version"},
-    {"kernels", "native"},
-    {"backends"},
-    {"ops", "row_ops"},
-    {"quantised"},
-    {"autograd", "neurons", "stats"},
-    {"ffn", "norms", "resampling", "rotary", "scores"},
-    {"discovery", "selection"},
-    {"patch", "trainable"},
-    {"fp8"},
-    {"recorder"},
-)
-# Text in, token batches out: these never hear of kernels, statistics or patched models.
-TEXT = {"answers", "corpus", "data", "packing", "parallel", "prompts", "records", "tasks"}
-TEXT_MAY_USE = TEXT | {"errors", "files", "languages"}
+# Each folder and the folders it may import from, besides its own; every one may use the files at the top.
+TOP = {"errors", "files", "version"}
+FOLDERS: dict[str, set[str]] = {
+    "kernels": set(),
+    "ops": {"kernels"},
+    "modules": {"ops"},
+    "data": set(),
+    "probe": {"modules", "data", "ops"},
+    "selection": {"probe", "modules"},
+    "training": {"selection", "probe", "modules", "data", "ops"},
+    "evaluation": {"training", "modules", "data"},
+    "report": {"evaluation", "selection", "probe", "data"},
+    "bench": {"training", "selection", "probe", "modules", "data", "ops", "pipeline"},
+}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
+MAX_FLOORS = 10
 
 
-def module_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def folder_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0]
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
 
 
 def imports_of(path: Path) -> set[str]:
-    """Top-level modules of the package that a file imports anywhere in it."""
-    found = set()
+    """Modules of the package that a file imports anywhere in it, except for type checking alone."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "slamkern":
-            rest = node.module.split(".")[1:]
-            found |= {rest[0]} if rest else {alias.name for alias in node.names}
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("slamkern.")}
-    return found
-
-
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "slamkern"}
+    return found - {module_name(path)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_imports_upwards(path):
-    module, imported = module_of(path), imports_of(path)
-    if module in TEXT:
-        assert imported <= TEXT_MAY_USE
-    elif module in RANK:
-        rank = RANK[module]
-        allowed = {name for name, other in RANK.items() if other < rank} | {module}
-        # Within the lowest layer, leaves may use the errors and files beside them.
-        allowed |= LAYERS[0] if rank == 0 else set()
-        assert imported <= allowed, imported - allowed
+    folder = folder_of(path)
+    imported = {name.split(".")[1] for name in imports_of(path) if "." in name}
+    if folder in FOLDERS:
+        assert imported <= FOLDERS[folder] | TOP | {folder}
+
+
+def floors_of(graph: Mapping[str, Set[str]]) -> dict[str, int]:
+    """How many floors stand on one another up to each node; AssertionError names a circle."""
+    floors: dict[str, int] = {}
+
+    def floor(name: str, above: tuple[str, ...] = ()) -> int:
+        assert name not in above, " -> ".join((*above, name))
+        if name not in floors:
+            floors[name] = 1 + max((floor(below, (*above, name)) for below in graph[name]), default=0)
+        return floors[name]
+
+    for name in graph:
+        floor(name)
+    return floors
+
+
+def test_no_module_imports_itself_through_others():
+    modules = {name for name, path in MODULES.items() if path.name != "__init__.py"}
+    assert floors_of({name: imports_of(MODULES[name]) & modules for name in modules})
+
+
+def test_folders_stand_on_few_floors():
+    folders: dict[str, set[str]] = {}
+    for path in FILES:
+        below = {name.split(".")[1] for name in imports_of(path) if "." in name}
+        folders.setdefault(folder_of(path), set()).update(below - TOP - {folder_of(path)})
+    assert max(floors_of(folders).values()) <= MAX_FLOORS
 
 
 def test_only_ops_registers_ops_and_only_kernels_know_triton():
     for path in FILES:
         text = path.read_text(encoding="utf-8")
-        if module_of(path) not in ("ops", "row_ops"):
+        if folder_of(path) != "ops":
             assert "torch.library" not in text, path
-        if module_of(path) != "kernels":
+        if folder_of(path) != "kernels":
             assert "import triton" not in text, path
 
 

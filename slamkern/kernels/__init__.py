@@ -1,4 +1,4 @@
-"""The Triton backend: the ops of ``slamkern.reference`` with the same names, signatures and results.
+"""The Triton backend: the ops of ``slamkern.ops.reference`` with the same names, signatures and results.
 
 One op a file: kernels, then the launcher. Tensors are (tokens, neurons), or heads of queries and keys, in bfloat16,
 float16 or float32 with a contiguous last dimension and any row stride. Launchers never wait for the device and allocate
@@ -16,11 +16,11 @@ import torch
 
 if TYPE_CHECKING:
     from slamkern.kernels.dual_gemm import gated_linear
-    from slamkern.kernels.elementwise import swiglu, swiglu_backward
-    from slamkern.kernels.norms import rms_norm, rms_norm_backward
-    from slamkern.kernels.quantize import quantize_rows
-    from slamkern.kernels.rotation import rotary
-    from slamkern.kernels.statistics import swiglu_moments, swiglu_stats
+    from slamkern.kernels.fp8 import quantize_rows
+    from slamkern.kernels.glu import swiglu, swiglu_backward
+    from slamkern.kernels.glu_stats import swiglu_moments, swiglu_stats
+    from slamkern.kernels.rmsnorm import rms_norm, rms_norm_backward
+    from slamkern.kernels.rope import rotary
     from slamkern.kernels.weight_grad import sparse_weight_grad
 
 __all__ = [
@@ -39,15 +39,15 @@ __all__ = [
 
 _FILES = {
     "gated_linear": "dual_gemm",
-    "quantize_rows": "quantize",
-    "rms_norm": "norms",
-    "rms_norm_backward": "norms",
-    "rotary": "rotation",
+    "quantize_rows": "fp8",
+    "rms_norm": "rmsnorm",
+    "rms_norm_backward": "rmsnorm",
+    "rotary": "rope",
     "sparse_weight_grad": "weight_grad",
-    "swiglu": "elementwise",
-    "swiglu_backward": "elementwise",
-    "swiglu_moments": "statistics",
-    "swiglu_stats": "statistics",
+    "swiglu": "glu",
+    "swiglu_backward": "glu",
+    "swiglu_moments": "glu_stats",
+    "swiglu_stats": "glu_stats",
 }
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from slamkern.errors import SlamkernError
-from slamkern.kernels import launch, tune
-from slamkern.kernels.elementwise import ACTIVATIONS
+from slamkern.kernels import autotune, launch
 from slamkern.kernels.epilogue import finish_tile
-from slamkern.kernels.moments import Merger, Partials, empty_partials
-from slamkern.kernels.statistics import OBSERVABLES
+from slamkern.kernels.glu import ACTIVATIONS
+from slamkern.kernels.glu_stats import OBSERVABLES
+from slamkern.kernels.merge_moments import Merger, Partials, empty_partials
 
 _GROUP_M = 8  # row tiles that walk along the weights together, so that both stay in L2
 _PARTIAL_BYTES = 256 * 2**20  # a launch covers at most the rows whose partials fit in this
@@ -131,8 +131,8 @@ def gated_linear(
 
     tile = tiles[0]
     if hidden.numel() > 0:  # the tile that is best without statistics serves with them too
-        kind = f"gated_linear {activation} {x.dtype} {tune.size_class(tokens)} x {x.shape[1]} x {neurons} {maps}"
-        tile = tune.tuned(kind, tiles, run, x.device)
+        kind = f"gated_linear {activation} {x.dtype} {autotune.size_class(tokens)} x {x.shape[1]} x {neurons} {maps}"
+        tile = autotune.tuned(kind, tiles, run, x.device)
     if language_ids is None:
         if hidden.numel() > 0:
             run(tile)

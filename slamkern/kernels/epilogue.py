@@ -2,14 +2,14 @@
 
 gate, up: one (BLOCK_M, BLOCK_N) float32 tile of each projection, in registers. hidden and, where asked for, gate and up
 go to contiguous (tokens, neurons) matrices; the moments of every language present in the tile go to slot (row tile,
-language) of the partials that moments.py merges. Not a kernel: part of those in dual_gemm.py.
+language) of the partials that merge_moments.py merges. Not a kernel: part of those in dual_gemm.py.
 """
 
 import triton
 import triton.language as tl
 
 from slamkern.kernels.activations import activate
-from slamkern.kernels.moments import tile_moments
+from slamkern.kernels.merge_moments import tile_moments
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 The numbers come from offline compilation for sm_80, sm_90 and sm_100 (registers and spills are held by
 ``tests/kernel_budgets.json``) and from the access width of the hardware: 16 bytes a thread, whole rows of a strip
 per warp. They have not been tuned by timing on a GPU. Where a function gives several, the first is the choice, and the
-others are what tune.py may time against it.
+others are what autotune.py may time against it.
 """
 
 from contextlib import AbstractContextManager, nullcontext

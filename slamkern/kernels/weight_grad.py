@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from slamkern.errors import SlamkernError
-from slamkern.kernels import launch, tune
+from slamkern.kernels import autotune, launch
 
 
 @triton.jit(do_not_specialize=["tokens", "split_tokens"])
@@ -83,6 +83,6 @@ def sparse_weight_grad(grad_out: Tensor, x: Tensor, rows: Tensor | None = None, 
             )  # fmt: skip
         return out[0] if splits == 1 else out.sum(0).to(x.dtype)
 
-    kind = f"weight_grad {x.dtype} {tune.size_class(tokens)} {height} x {breadth} {rows is None} {cols is None}"
+    kind = f"weight_grad {x.dtype} {autotune.size_class(tokens)} {height} x {breadth} {rows is None} {cols is None}"
     tiles = launch.weight_grad(x.element_size(), launch.capability(x.device))
-    return run(tune.tuned(kind, tiles, run, x.device))
+    return run(autotune.tuned(kind, tiles, run, x.device))

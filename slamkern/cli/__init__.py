@@ -1,0 +1,1 @@
+"""The ``slamkern`` command line."""

@@ -1,0 +1,246 @@
+"""The commands of ``slamkern``: each reads a configuration, calls one function of the package, and says what it wrote.
+
+A configuration is the defaults, changed by ``--config`` (YAML), by ``--set section.key=value`` and by the short options
+of a command, in this order. Heavy imports happen inside the commands, so ``--help`` is quick. No work is done here, and
+errors are left to ``cli``.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slamkern.cli.bench import bench
+from slamkern.cli.options import (
+    Config,
+    Data,
+    Delta,
+    FrozenPrecision,
+    Languages,
+    MemoryBudget,
+    Model,
+    Out,
+    Set,
+    configure,
+    listed,
+    load,
+    refuse_existing,
+)
+from slamkern.errors import SlamkernError
+
+app = typer.Typer(
+    name="slamkern",
+    help="Selective Language Alignment: find the layers that tell languages apart, fine-tune only their FFNs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every stage and step.")] = False,
+) -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("slamkern").setLevel(logging.INFO if verbose else logging.WARNING)
+    if not verbose:  # transformers' own bars and remarks drown ours
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@app.command()
+def probe(
+    out: Out,
+    model: Model = None,
+    data: Data = None,
+    languages: Languages = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Activation statistics of every FFN neuron per language: writes stats.safetensors."""
+    from slamkern.pipeline import run
+
+    settings = configure(config, overrides, model__name=model, data__path=data, data__languages=listed(languages))
+    pairs = run.alignment_pairs(settings)[0] if settings.probe.task == "data" else []
+    refuse_existing(out / "stats.safetensors")
+    loaded, tokenizer = load(settings)
+    stats = run.probe(settings, loaded, tokenizer, pairs, progress=True)
+    stats.save(out / "stats.safetensors")
+    tokens = ", ".join(f"{code} {int(count):,}" for code, count in zip(stats.languages, stats.count, strict=True))
+    typer.echo(f"{out / 'stats.safetensors'}: {stats.num_layers} layers, tokens: {tokens}")
+
+
+@app.command()
+def select(
+    stats: Annotated[Path, typer.Argument(help="stats.safetensors of a probe, or the folder it is in.")],
+    out: Out,
+    k: Annotated[int | None, typer.Option("--k", "-k", help="How many layers.")] = None,
+    score: Annotated[str | None, typer.Option(help="active_msd, rate_msd, mean_msd, english_overlap or lape.")] = None,
+    region: Annotated[str | None, typer.Option(help="lower, upper, all or A-B.")] = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Score the layers and choose some: writes selection.json."""
+    from slamkern.cli.tables import selection_table
+    from slamkern.pipeline import run
+
+    short = {"select__k": None if k is None else str(k), "select__score": score, "select__region": region}
+    settings = configure(config, overrides, **short)
+    selection = run.select(settings, stats / "stats.safetensors" if stats.is_dir() else stats)
+    refuse_existing(out / "selection.json")
+    selection.save(out / "selection.json")
+    selection_table(selection)
+    typer.echo(f"{out / 'selection.json'}: layers {', '.join(map(str, selection.layers))}")
+
+
+@app.command()
+def train(
+    out: Out,
+    selection: Annotated[Path, typer.Option("--selection", help="selection.json, or the folder it is in.")],
+    model: Model = None,
+    data: Data = None,
+    languages: Languages = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    memory_budget: MemoryBudget = None,
+    frozen_precision: FrozenPrecision = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Fine-tune the FFNs of the selected layers on translation into English: writes a delta checkpoint and its log."""
+    from slamkern.modules.patch import patch_model
+    from slamkern.pipeline import run
+    from slamkern.selection.layers import LayerSelection
+    from slamkern.selection.trainable import apply_selection
+    from slamkern.training import loop
+
+    settings = configure(
+        config, overrides, model__name=model, data__path=data, data__languages=listed(languages),
+        train__memory_budget=memory_budget, train__frozen_precision=frozen_precision,
+    )  # fmt: skip
+    chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
+    pairs, held_out = run.alignment_pairs(settings)
+    loaded, tokenizer = load(settings)
+    apply_selection(patch_model(loaded), chosen, settings.select.projections)
+    result = loop.train(
+        loaded, tokenizer, pairs, settings.train_config(), out=out, selection=chosen, resume=resume, held_out=held_out
+    )
+    share = 100 * result.trained_parameters / result.total_parameters
+    typer.echo(
+        f"trained {result.trained_parameters:,} parameters ({share:.2f} %) for {result.steps} steps at "
+        f"{result.tokens_per_second:,.0f} tokens/s: loss {result.loss_first:.4f} -> {result.loss_last:.4f}"
+    )
+    if result.held_out_loss is not None:
+        typer.echo("held-out loss {:.4f} -> {:.4f}".format(*result.held_out_loss))
+    typer.echo(f"{out}: delta.safetensors, selection.json, metrics.jsonl")
+
+
+@app.command()
+def evaluate(
+    out: Out,
+    model: Model = None,
+    delta: Delta = None,
+    task: Annotated[str | None, typer.Option(help="mgsm, msvamp or corpus.")] = None,
+    path: Annotated[str | None, typer.Option(help="Folder of the task's files; without it, from the hub.")] = None,
+    languages: Languages = None,
+    limit: Annotated[int | None, typer.Option(help="Questions per language.")] = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Answer accuracy per language: writes predictions.jsonl and evaluation.json. The same command resumes."""
+    from slamkern.data.tasks import load_task
+    from slamkern.evaluation import accuracy, scoring
+
+    settings = configure(
+        config, overrides, model__name=model, evaluate__task=task, evaluate__path=path,
+        evaluate__languages=listed(languages), evaluate__limit=None if limit is None else str(limit),
+    )  # fmt: skip
+    section = settings.evaluate
+    if section.task is None:
+        raise SlamkernError("no task given: use --task mgsm, msvamp or corpus")
+    questions = load_task(section.task, section.languages, section.path, section.limit)
+    loaded, tokenizer = load(settings, delta)
+    result = accuracy.evaluate_questions(
+        loaded, tokenizer, questions, task=section.task, prompt=section.prompt,
+        max_new_tokens=section.max_new_tokens, batch_size=section.batch_size, out=out,
+    )  # fmt: skip
+    typer.echo(scoring.format_table(result))
+    typer.echo(f"{out}: predictions.jsonl, evaluation.json")
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="predictions.jsonl of an evaluation, or the folder it is in.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write scores.json to this folder.")] = None,
+) -> None:
+    """Scores of a predictions file alone, without a model."""
+    from slamkern.evaluation import scoring
+    from slamkern.files import write_json
+
+    result = scoring.score(predictions / "predictions.jsonl" if predictions.is_dir() else predictions)
+    typer.echo(scoring.format_table(result))
+    if out is not None:
+        write_json(out / "scores.json", result.to_dict())
+        typer.echo(f"{out / 'scores.json'}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a run (or of a probe and a selection).")]) -> None:
+    """One self-contained HTML page with figures (also as PNG) from a run's files."""
+    from slamkern.report.html import write_report
+
+    typer.echo(str(write_report(folder)))
+
+
+@app.command()
+def run(
+    out: Out,
+    model: Model = None,
+    data: Data = None,
+    languages: Languages = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Everything: probe, select, measure, train, measure again, report. The same command resumes."""
+    from slamkern.cli.tables import before_after
+    from slamkern.pipeline import run
+
+    settings = configure(config, overrides, model__name=model, data__path=data, data__languages=listed(languages))
+    before_after(run.run(settings, out))
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("slamkern-demo"),
+    model: Annotated[str, typer.Option("--model", "-m", help="tiny (trained here first) or smollm2.")] = "tiny",
+    overrides: Set = None,
+) -> None:
+    """The whole pipeline on an embedded corpus, without network or GPU, in under three minutes on two cores."""
+    from slamkern.cli.tables import before_after
+    from slamkern.pipeline.demo import run_demo
+
+    before_after(run_demo(out, model, overrides=overrides or ()))
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def export(out: Out, model: Model = None, delta: Delta = None, config: Config = None, overrides: Set = None) -> None:
+    """A full Hugging Face folder of a model with trained weights put in, loadable without slamkern."""
+    from slamkern.training.export import export as export_model
+
+    settings = configure(config, overrides, model__name=model)
+    typer.echo(str(export_model(*load(settings, delta), out)))
+
+
+@app.command()
+def env() -> None:
+    """Versions, devices, threads, and which backends can run here (and why not)."""
+    from slamkern.cli.tables import environment
+
+    environment()
+
+
+app.add_typer(bench, name="bench")

@@ -1,0 +1,52 @@
+"""What the commands share: their options, and how these become a configuration and a loaded model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slamkern.errors import SlamkernError
+
+if TYPE_CHECKING:
+    from slamkern.pipeline.config import RunConfig
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the sections of a run.")]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override: section.key=value. Repeatable.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="HF folder, .gguf file, hub id, or smollm2.")]
+Data = Annotated[
+    str | None, typer.Option("--data", "-d", help="Parallel text: folder, JSON(L), corpus:, hf:owner/name.")
+]
+Languages = Annotated[str | None, typer.Option("--languages", "-l", help="Codes with commas: de,fr,sw.")]
+Delta = Annotated[Path | None, typer.Option("--delta", help="Trained weights: the folder of a training run.")]
+
+MemoryBudget = Annotated[str | None, typer.Option(help="Like 24GB; recomputes as few FFNs as it takes to fit.")]
+FrozenPrecision = Annotated[str | None, typer.Option(help="Frozen weights in training: model (their dtype) or fp8.")]
+
+
+def configure(config: Path | None, overrides: list[str] | None, **short: str | None) -> "RunConfig":
+    """The configuration; ``short`` maps section__key to the value of a short option (None: not given)."""
+    from slamkern.pipeline.config import load_config
+
+    given = [f"{name.replace('__', '.')}={value}" for name, value in short.items() if value is not None]
+    return load_config(config, [*(overrides or []), *given])
+
+
+def listed(languages: str | None) -> str | None:
+    return None if languages is None else f"[{languages}]"
+
+
+def load(config: "RunConfig", delta: Path | None = None) -> tuple[Any, Any]:
+    from slamkern.pipeline.loading import describe, load_model
+    from slamkern.training.checkpoint import load_delta
+
+    model, tokenizer = load_model(config.model.name, config.model.dtype, config.model.device)
+    if delta is not None:
+        load_delta(model, delta)
+    typer.echo(f"{config.model.name}: {describe(model)}" + (f", with {delta}" if delta else ""), err=True)
+    return model, tokenizer
+
+
+def refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise SlamkernError(f"{path} exists; choose another --out or remove it")

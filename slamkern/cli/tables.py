@@ -1,0 +1,93 @@
+"""What the command line prints: tables (rich) of a selection, of a run before and after, and of this machine."""
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from slamkern.selection.layers import LayerSelection
+
+PACKAGES = ("slamkern", "torch", "transformers", "triton", "safetensors", "datasets", "accelerate", "gguf")
+
+
+def selection_table(selection: LayerSelection) -> None:
+    """One row a layer: mean score, bootstrap stability, whether it is selected."""
+    if not selection.scores:
+        return
+    table = Table("layer", f"mean {selection.score_name}", "stability", "selected", box=None)
+    for layer, row in enumerate(selection.scores):
+        stability = "" if selection.stability is None else f"{100 * selection.stability[layer]:.0f} %"
+        mark = "yes" if layer in selection.layers else ""
+        table.add_row(str(layer), f"{sum(row) / len(row):.4g}", stability, mark)
+    Console().print(table)
+
+
+def before_after(metrics: Mapping[str, Any]) -> None:
+    """Held-out translation and accuracy per language, before and after, from a run's metrics."""
+    before, after = metrics["before"], metrics["after"]
+    old_scores, new_scores = before["evaluation"], after["evaluation"]
+    table = Table(box=None, header_style="bold")
+    table.add_column("language")
+    for name in ("loss before", "after", "chrF before", "after", "correct % before", "after"):
+        table.add_column(name, justify="right")
+    codes = list(before["translation"])
+    codes += [code for code in (old_scores or {"n": ()})["n"] if code not in codes]
+    for code in codes:
+        old, new = before["translation"].get(code, {}), after["translation"].get(code, {})
+        cells = [_number(old, "loss", 3), _number(new, "loss", 3), _number(old, "chrf", 1), _number(new, "chrf", 1)]
+        cells += [_number(scores["accuracy"], code, 0) if scores else "" for scores in (old_scores, new_scores)]
+        table.add_row(code, *cells)
+    console = Console()
+    console.print(table)
+    trained, total = metrics["trained_parameters"], metrics["total_parameters"]
+    layers = ", ".join(map(str, metrics["selected_layers"]))
+    console.print(
+        f"layers {layers}: {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %) for {metrics['steps']} "
+        f"steps, {metrics['tokens_per_second']:,.0f} tokens/s; loss on English reasoning "
+        f"{before['english_loss']:.3f} -> {after['english_loss']:.3f}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if new_scores:
+        console.print(
+            f"accuracy: {new_scores['task']}, prompt {new_scores['prompt']}, {new_scores['rule']}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _number(values: Mapping[str, float], key: str, digits: int) -> str:
+    return f"{values[key]:.{digits}f}" if key in values else ""
+
+
+def environment() -> None:
+    """Versions, machine and backends; a backend that cannot run is shown with its reason."""
+    import torch
+
+    from slamkern.ops.dispatch import backends
+
+    rows = [("python", f"{platform.python_version()} ({sys.executable})"), ("platform", platform.platform())]
+    rows += [(name, installed_version(name) or "not installed") for name in PACKAGES]
+    rows.append(("threads", f"{torch.get_num_threads()} for torch"))
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    rows.append(("cuda", ", ".join(devices) or f"no device (torch built for CUDA: {torch.version.cuda or 'no'})"))
+    for device in ("cpu", *(("cuda",) if devices else ())):
+        for name, reason in backends(device).items():
+            rows.append((f"{name} on {device}", "available" if reason is None else f"not available: {reason}"))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a package, torch's with the build it is of (+cu130); None where it is not installed."""
+    if name == "torch":
+        import torch
+
+        return str(torch.__version__)
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,5 +1,0 @@
-"""The embedded parallel corpus: arithmetic word problems in ten languages, generated, with answers and solutions."""
-
-from slamkern.corpus.generator import LANGUAGES, Problem, generate
-
-__all__ = ["LANGUAGES", "Problem", "generate"]

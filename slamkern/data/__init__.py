@@ -1,0 +1,1 @@
+"""Text in, token batches out; nothing here knows models, kernels or statistics."""

@@ -1,0 +1,1 @@
+"""Measure again: answer accuracy and translation, before and after alignment."""

@@ -1,0 +1,142 @@
+"""Zero-shot accuracy of a model on reasoning questions in many languages: load, prompt, generate, score.
+
+`evaluate` names a task; `evaluate_questions` takes the questions. With an output folder every answer is on disk as
+soon as its batch is done, and the same call goes on where a killed one stopped. What the numbers mean (rules,
+intervals) stands in `scoring`, how texts are generated in `generation`, the files in `predictions`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from slamkern.data.prompts import Prompt, get_prompt
+from slamkern.data.tasks import Question, load_task
+from slamkern.errors import SlamkernError
+from slamkern.evaluation.generation import generate
+from slamkern.evaluation.predictions import Prediction, PredictionLog
+from slamkern.evaluation.scoring import EvaluationResult, judge, summarize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def evaluate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    task: str,
+    languages: Sequence[str] | None = None,
+    *,
+    data: str | Path | None = None,
+    prompt: str | Prompt = "metamath",
+    limit: int | None = None,
+    max_new_tokens: int = 512,
+    batch_size: int = 16,
+    batch_tokens: int = 16384,
+    stop: Sequence[str] = (),
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Answer the questions of a task and score the answers.
+
+    ``languages`` (default: all of the task), ``data`` (default: the task's hub id) and ``limit`` (questions per
+    language) choose the questions; the rest is passed on to `evaluate_questions`.
+    """
+    questions = load_task(task, languages, data, limit)
+    return evaluate_questions(
+        model, tokenizer, questions, task=task, prompt=prompt, max_new_tokens=max_new_tokens, batch_size=batch_size,
+        batch_tokens=batch_tokens, stop=stop, out=out, progress=progress,
+    )  # fmt: skip
+
+
+def evaluate_questions(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Sequence[Question],
+    *,
+    task: str,
+    prompt: str | Prompt = "metamath",
+    max_new_tokens: int = 512,
+    batch_size: int = 16,
+    batch_tokens: int = 16384,
+    stop: Sequence[str] = (),
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Answer ``questions`` greedily and score the answers; ``result.predictions`` keeps the order of the questions.
+
+    A batch has at most ``batch_size`` rows and ``batch_tokens`` cache positions; an answer ends at an end-of-sequence
+    token, at one of the ``stop`` strings, or after ``max_new_tokens``. With ``out``, predictions are appended to
+    ``out/predictions.jsonl`` and questions found there are not asked again. The model is evaluated in evaluation mode
+    and left in the mode it was in.
+
+    Raises SlamkernError for no questions, repeated ids, a prompt that does not fit the model's context, and an
+    ``out`` that belongs to another model (weights included), task, prompt, length or set of questions.
+    """
+    by_id = {question.id: question for question in questions}
+    if not questions or len(by_id) != len(questions):
+        problem = "no questions" if not questions else "questions with repeated ids"
+        raise SlamkernError(f"{problem} to evaluate on task {task!r}")
+    prompt = get_prompt(prompt, tokenizer) if isinstance(prompt, str) else prompt
+    settings = _settings(model, task, prompt, max_new_tokens, stop)
+    with PredictionLog(out, settings) as log:
+        for entry in log.finished.values():
+            asked = by_id.get(entry.id)
+            if asked is not None and (asked.question, asked.gold) != (entry.question, entry.gold):
+                raise SlamkernError(f"{out} answers question {entry.id!r} of other data; choose another folder")
+        open_questions = [question for question in questions if question.id not in log.finished]
+        answers = generate(
+            model, tokenizer, [prompt.question(q.question, q.language) for q in open_questions],
+            max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, batch_size=batch_size, stop=stop,
+            names=[q.id for q in open_questions],
+        )  # fmt: skip
+        done = len(questions) - len(open_questions)
+        with tqdm(
+            total=len(questions), initial=done, desc=f"evaluate {task}", unit="question", disable=not progress
+        ) as bar:
+            for index, output in answers:
+                question = open_questions[index]
+                prediction, correct = judge(output, question.gold)
+                log.add(
+                    Prediction(
+                        question.id, question.language, question.question, question.gold, output, prediction, correct
+                    )
+                )
+                bar.update()
+        result = summarize(
+            [log.finished[question.id] for question in questions], task=task, model=settings["model"],
+            prompt=prompt.name, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+        log.finish(result.to_dict())
+    return result
+
+
+def weights_checksum(model: torch.nn.Module) -> str:
+    """16 hexadecimal digits that change with any weight, its name, shape or dtype; the same on every device.
+
+    Sums the bit patterns of each tensor as integers, so it costs one pass over the weights where they are.
+    """
+    digest = hashlib.sha256()
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    for name, tensor in model.state_dict().items():
+        bits = tensor.detach().view(integer[tensor.element_size()])
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {int(bits.sum(dtype=torch.int64))}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _settings(
+    model: "PreTrainedModel", task: str, prompt: Prompt, max_new_tokens: int, stop: Sequence[str]
+) -> dict[str, Any]:
+    """What the outputs depend on besides the questions: the fingerprint that a resumed run has to match."""
+    return {
+        "task": task,
+        "model": model.name_or_path or type(model).__name__,
+        "weights": weights_checksum(model),
+        "prompt": prompt.name,
+        "prompt_example": prompt.question("<question>", "de"),
+        "max_new_tokens": max_new_tokens,
+        "stop": list(stop),
+    }

@@ -1,0 +1,169 @@
+"""Batched greedy decoding: prompts in, texts out, on any Hugging Face causal language model.
+
+The next token is always the most probable one: nothing of the model's generation config is used except its
+end-of-sequence tokens, so a repetition penalty or a temperature that a checkpoint ships cannot colour a score.
+Prompts run longest first (an out-of-memory shows in the first batch), left-padded, with the KV cache of
+``transformers``; a batch ends when each of its rows has met an end-of-sequence token or a stop string. In float32
+the texts do not depend on the batching (up to exact ties); in bfloat16 a near tie can fall either way.
+
+It does not sample, does not search beams, and does not move the model between devices.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from slamkern.data.prompts import encode_prompts
+from slamkern.errors import SlamkernError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 512,
+    batch_tokens: int = 16384,
+    batch_size: int | None = None,
+    stop: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+) -> Iterator[tuple[int, str]]:
+    """Yield ``(index into prompts, generated text)`` for every prompt, as the batches finish.
+
+    A batch holds as many rows as fit ``batch_tokens`` cache positions, a row taking the batch's longest prompt plus
+    ``max_new_tokens`` (one row always fits), and at most ``batch_size`` rows. The text excludes the prompt, special
+    tokens, and everything from the first stop string on. ``names`` (default: positions) name prompts in errors.
+
+    Raises SlamkernError, at the first ``next`` and before anything is generated, when a prompt is empty or when a
+    prompt plus ``max_new_tokens`` exceeds the model's context.
+    """
+    options = {"max_new_tokens": max_new_tokens, "batch_tokens": batch_tokens, "batch_size": batch_size}
+    for option, value in options.items():
+        if value is not None and value < 1:
+            raise SlamkernError(f"{option} must be at least 1, not {value}")
+    if any(not text for text in stop):
+        raise SlamkernError("an empty stop string would stop every answer at once; leave it out")
+    rows = encode_prompts(list(prompts), tokenizer)
+    _check_lengths(model, rows, max_new_tokens, names if names is not None else [f"#{i}" for i in range(len(rows))])
+    ends = end_tokens(model, tokenizer)
+    for batch in plan_batches([len(row) + max_new_tokens for row in rows], batch_tokens, batch_size):
+        with evaluating(model):  # a batch at a time: the caller runs between the yields, in the modes it chose
+            new_tokens = _decode_batch(model, tokenizer, [rows[i] for i in batch], ends, max_new_tokens, stop)
+        for index, tokens in zip(batch, new_tokens, strict=True):
+            yield index, _text(tokenizer, tokens, ends, stop)
+
+
+def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Ids that end a text: those of the model's generation config (one or a list) and the tokenizer's EOS, sorted."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = {configured} if isinstance(configured, int) else set(configured or ())
+    return sorted(ends | ({tokenizer.eos_token_id} - {None}))
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int, batch_size: int | None = None) -> list[list[int]]:
+    """Indices of ``lengths`` in batches, longest first, each at most ``batch_tokens`` padded (or a single row)."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches:
+            rows = len(batches[-1]) + 1
+            if rows * lengths[batches[-1][0]] <= batch_tokens and rows <= (batch_size or rows):
+                batches[-1].append(index)
+                continue
+        batches.append([index])
+    return batches
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check_lengths(
+    model: "PreTrainedModel", rows: Sequence[Sequence[int]], max_new_tokens: int, names: Sequence[str]
+) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, row in zip(names, rows, strict=True):
+        if not row:
+            raise SlamkernError(f"prompt {name} has no tokens: there is nothing to continue")
+        if context is not None and len(row) + max_new_tokens > context:
+            raise SlamkernError(
+                f"prompt {name} has {len(row)} tokens and max_new_tokens is {max_new_tokens}, but the model's context "
+                f"is {context}: at most {max(0, context - len(row))} new tokens fit"
+            )
+
+
+def _decode_batch(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Sequence[int]],
+    ends: list[int],
+    max_new_tokens: int,
+    stop: Sequence[str],
+) -> list[list[int]]:
+    """The new tokens of every row, up to ``max_new_tokens`` of them; after a row's end there may be padding."""
+    from transformers import GenerationConfig
+
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
+    width = max(map(len, rows))
+    # (rows, width) int64, left-padded: the last column is the last prompt token of every row.
+    input_ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    greedy = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, pad_token_id=pad, eos_token_id=ends or None
+    )
+    # transformers fills what a config leaves open from model.generation_config, so that one has to stand aside.
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        output: Any = model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            generation_config=greedy,
+            stopping_criteria=[_StopStrings(tokenizer, stop, width)] if stop else None,
+        )
+    finally:
+        model.generation_config = own
+    new_tokens: list[list[int]] = output[:, width:].tolist()
+    return new_tokens
+
+
+class _StopStrings:
+    """Stopping criterion of ``transformers``: which rows hold a stop string in what they generated.
+
+    The class of the same purpose in ``transformers`` also matches across the end of the prompt, which would end an
+    answer that begins with a line break after a prompt that ends with one.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str], prompt_width: int) -> None:
+        self.tokenizer, self.stop, self.prompt_width = tokenizer, tuple(stop), prompt_width
+        # A token is at least a byte of text; the slack is for special tokens and a cut character at the edge.
+        self.tail = max(len(text.encode()) for text in stop) + 8
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+        tails = input_ids[:, self.prompt_width :][:, -self.tail :].tolist()
+        texts = [_plain(self.tokenizer, tail) for tail in tails]
+        return torch.tensor([any(s in text for s in self.stop) for text in texts], device=input_ids.device)
+
+
+def _text(tokenizer: "PreTrainedTokenizerBase", tokens: list[int], ends: Sequence[int], stop: Sequence[str]) -> str:
+    """What a row says: its tokens up to the first end token, decoded, up to the first stop string."""
+    length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    text = _plain(tokenizer, tokens[:length])
+    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+
+
+def _plain(tokenizer: "PreTrainedTokenizerBase", tokens: list[int]) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))

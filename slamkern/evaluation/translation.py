@@ -1,0 +1,127 @@
+"""What alignment did to the language model itself: translation into English, and English text kept.
+
+Losses are means over supervised tokens in nats: the sum over all tokens divided by their number, so they do not depend
+on how sequences are batched. Sequences run right-padded in batches sorted by length (hardly any padding, and every
+model can do it). chrF is that of sacrebleu (Popovic 2015; character 6-grams, beta 2) over greedy translations, from 0
+to 100.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from slamkern.data.packing import IGNORE, Example, padded_batch, tokenize_pairs
+from slamkern.data.pairs import Pair
+from slamkern.data.prompts import Prompt, encode_prompts, get_prompt
+from slamkern.errors import SlamkernError
+from slamkern.evaluation.generation import evaluating, generate, plan_batches
+from slamkern.training.loss import padded_loss, read_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def translation_quality(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    pairs: Sequence[Pair],
+    prompt: str | Prompt = "alpaca",
+    *,
+    generate_limit: int = 16,
+    max_new_tokens: int = 256,
+    max_length: int = 1024,
+    batch_tokens: int = 8192,
+    progress: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Quality of held-out translations per source language: ``{"de": {"loss": ..., "chrf": ...}, ...}``.
+
+    ``loss`` is the mean over the response tokens (EOS included) of all pairs of at most ``max_length`` tokens; ``chrf``
+    compares greedy translations of the first ``generate_limit`` pairs of each language with their targets, passing over
+    pairs whose prompt is longer than ``max_length``, and is left out where ``generate_limit`` is 0. Give the same pairs
+    before and after training: targets of different pairs are not equally hard.
+
+    Raises SlamkernError for no pairs, for a language whose pairs are all too long, and, when chrF is asked for, where
+    sacrebleu is not installed.
+    """
+    if not pairs:
+        raise SlamkernError("no held-out pairs to measure translation on")
+    chrf = _corpus_chrf() if generate_limit > 0 else None
+    prompt = get_prompt(prompt, tokenizer) if isinstance(prompt, str) else prompt
+    languages = list(dict.fromkeys(pair.source_language for pair in pairs))
+    quality: dict[str, dict[str, float]] = {}
+    for code in languages:
+        chosen = [pair for pair in pairs if pair.source_language == code]
+        examples, _ = tokenize_pairs(chosen, tokenizer, prompt, max_length=max_length, languages=languages)
+        quality[code] = {"loss": mean_loss(model, tokenizer, examples, batch_tokens=batch_tokens)}
+    if chrf is None:
+        return quality
+    # All languages in one pass: the batches are fuller and the longest prompts of all come first.
+    prompts = [prompt.translation(pair)[0] for pair in pairs]
+    fits = [len(row) <= max_length for row in encode_prompts(prompts, tokenizer)]
+    asked = [
+        index
+        for code in languages
+        for index in [i for i, pair in enumerate(pairs) if pair.source_language == code and fits[i]][:generate_limit]
+    ]
+    texts = generate(
+        model, tokenizer, [prompts[index] for index in asked], max_new_tokens=max_new_tokens,
+        batch_tokens=batch_tokens, names=[f"{pairs[i].source_language}: {pairs[i].source[:40]!r}" for i in asked],
+    )  # fmt: skip
+    bar = tqdm(texts, total=len(asked), desc="translate", unit="text", disable=not progress)
+    outputs = {asked[position]: text.strip() for position, text in bar}
+    for code in languages:
+        rows = [index for index in asked if pairs[index].source_language == code]
+        references = [pairs[row].target.strip() for row in rows]
+        quality[code]["chrf"] = float(chrf([outputs[row] for row in rows], [references]).score)
+    return quality
+
+
+def english_retention(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    *,
+    max_length: int = 1024,
+    batch_tokens: int = 8192,
+) -> float:
+    """Mean loss per token of a model on English texts; compare it before and after training.
+
+    Every token counts except the first of each sequence, which has nothing before it (BOS where the tokenizer adds
+    one, otherwise the first token of the text). Texts are cut at ``max_length`` tokens.
+    """
+    rows = [row[:max_length] for row in encode_prompts(list(texts), tokenizer)]
+    examples = [Example(tuple(row), (IGNORE, *row[1:]), 0) for row in rows if len(row) > 1]
+    if not examples:
+        raise SlamkernError(f"none of the {len(rows)} texts has two tokens: there is nothing to predict")
+    return mean_loss(model, tokenizer, examples, batch_tokens=batch_tokens)
+
+
+def mean_loss(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: Sequence[Example],
+    *,
+    batch_tokens: int = 8192,
+) -> float:
+    """Mean loss over the supervised tokens of ``examples``; a batch holds at most ``batch_tokens`` padded tokens."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    total, tokens = 0.0, 0
+    with evaluating(model):
+        head = read_head(model)
+        for batch in plan_batches([len(example.input_ids) for example in examples], batch_tokens):
+            inputs = padded_batch([examples[index] for index in batch], pad)
+            tokens += int((inputs["labels"] != IGNORE).sum())
+            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            total += float(padded_loss(model, inputs, head=head))
+    return total / tokens
+
+
+def _corpus_chrf() -> Any:
+    try:
+        from sacrebleu import corpus_chrf
+    except ImportError:
+        raise SlamkernError(
+            "chrF needs sacrebleu (pip install sacrebleu); generate_limit=0 measures the losses alone"
+        ) from None
+    return corpus_chrf

@@ -1,0 +1,1 @@
+"""Fused parts of Hugging Face models: found by what they compute, swapped in place, undone bit for bit."""

@@ -1,0 +1,152 @@
+"""RMS norms of a decoder: found by what they compute, run so that the backward needs the input and one number a row.
+
+Three ways to write ``y = weight * x / sqrt(mean(x^2) + eps)`` are known (``reference.NORM_STYLES``): Llama's, OLMo 2's
+and Gemma's. As torch operations they save float32 copies of ``x``, eight bytes an element for bfloat16 inputs. Here
+``x`` in its own dtype and ``rstd`` are saved, and a frozen weight gets no gradient.
+
+A norm is recognised by running it on probe rows with random weights in float32 and bfloat16: what differs from all
+three (LayerNorm, a clamp, another order of operations) stays as it is.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from slamkern.modules.surgery import Extended, extend, restore
+from slamkern.ops import norm_rope_fp8, reference
+
+
+@dataclass
+class Norm:
+    """One RMS norm of a model: where it is, its epsilon, how it rounds, and which backend computes it."""
+
+    path: str
+    eps: float
+    style: str
+    backend: str = "auto"
+
+
+@dataclass(frozen=True)
+class NormFinding:
+    """A module that looks like a norm: its :class:`Norm`, or the reason why it is left alone."""
+
+    path: str
+    module: nn.Module
+    norm: Norm | None
+    reason: str | None
+
+
+class RMSNorm(torch.autograd.Function):
+    """``y`` of one :class:`Norm`; x: (..., width), weight: (width,) of the same dtype, trained or frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, norm: Norm) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        y, rstd = norm_rope_fp8.eager_rms_norm(rows, weight, norm.eps, norm.style, norm.backend)
+        ctx.save_for_backward(x, weight, rstd)
+        ctx.style, ctx.backend = norm.style, norm.backend
+        return y.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, rstd = ctx.saved_tensors
+        need_dx, need_dw, _ = ctx.needs_input_grad
+        rows, grad_rows = x.reshape(-1, x.shape[-1]), grad_y.reshape(-1, x.shape[-1])
+        dx = dw = None
+        if need_dx:
+            dx = norm_rope_fp8.eager_rms_norm_backward(grad_rows, rows, weight, rstd, ctx.style, ctx.backend)
+            dx = dx.view(x.shape)
+        if need_dw:
+            dw = reference.rms_norm_weight_grad(grad_rows, rows, rstd).to(weight.dtype)
+        return dx, dw, None
+
+
+class FusedNorm(Extended):
+    """Forward of an RMS norm; x is (..., width).
+
+    Where the dtypes of x and weight differ (autocast over float32 weights) the module's own forward runs: how such
+    a pair promotes is its own choice, and was not probed.
+    """
+
+    slamkern_norm: Norm
+    weight: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != self.weight.dtype:
+            return super().forward(x)
+        return RMSNorm.apply(x, self.weight, self.slamkern_norm)
+
+
+def fuse_norm(module: nn.Module, norm: Norm) -> None:
+    """Extend the class of this one instance with the fused forward."""
+    extend(module, FusedNorm, slamkern_norm=norm)
+
+
+def unfuse_norm(module: FusedNorm) -> None:
+    """Give the instance its own class back, as it was before :func:`fuse_norm`."""
+    restore(module, "slamkern_norm")
+
+
+def find_norms(decoder: nn.Module, prefix: str = "") -> list[NormFinding]:
+    """Every norm-like module of a decoder at path ``prefix``: no children, and a weight (width,)."""
+    findings = []
+    for relative, module in decoder.named_modules():
+        path = f"{prefix}.{relative}".strip(".")
+        if isinstance(module, FusedNorm):
+            findings.append(NormFinding(path, module, module.slamkern_norm, None))
+        elif _is_candidate(module):
+            match = _recognise(module)
+            reason = None if match else f"{type(module).__name__} is not an RMS norm that slamkern knows"
+            findings.append(NormFinding(path, module, Norm(path, *match) if match else None, reason))
+    return findings
+
+
+def _is_candidate(module: nn.Module) -> bool:
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.dim() == 1 and not module._modules
+
+
+# Widths are probed as they are, rows by scale: eps weighs little in the first, half in the second, all in the third.
+_ROW_SCALES = (30.0, 1.0, 1e-3, 1e-5)
+
+
+@torch.no_grad()
+def _recognise(module: nn.Module) -> tuple[float, str] | None:
+    """``(eps, style)`` of an RMS norm, or None."""
+    own = type(module)
+    if set(module._parameters) != {"weight"} or module._buffers or "forward" in module.__dict__:
+        return None
+    width = module._parameters["weight"].shape[0]  # type: ignore[union-attr]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(len(_ROW_SCALES), width, generator=generator) * torch.tensor(_ROW_SCALES)[:, None]
+    weight = torch.randn(width, generator=generator)
+    twin = copy.copy(module)
+    outputs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        twin._parameters = {"weight": nn.Parameter(weight.to(dtype))}
+        try:
+            y = own.forward(twin, x.to(dtype))
+        except Exception:  # another signature, another device, another meaning: not one of ours
+            return None
+        if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != dtype:
+            return None
+        outputs.append(y)
+    for eps, style in _possible(module):
+        single = reference.rms_norm(x, weight, eps, style)[0]
+        half = reference.rms_norm(x.bfloat16(), weight.bfloat16(), eps, style)[0]
+        # Another order of float32 sums changes a few bfloat16 roundings in a thousand, another style a third of them.
+        same = torch.allclose(single, outputs[0], rtol=1e-5, atol=1e-7)
+        if same and (half != outputs[1]).float().mean() < 0.02:
+            return eps, style
+    return None
+
+
+def _possible(module: nn.Module) -> Iterator[tuple[float, str]]:
+    epsilons = sorted({value for value in vars(module).values() if isinstance(value, float)})
+    yield from ((eps, style) for eps in epsilons for style in reference.NORM_STYLES)

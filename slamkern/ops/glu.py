@@ -1,0 +1,221 @@
+"""The registered ops of an FFN (``torch.ops.slamkern``): schema, implementation, shape function, autograd formula.
+
+Nothing but this and norm_rope_fp8.py registers an op. An implementation only picks the backend (dispatch.py) and calls
+it;
+the public functions below check their arguments and return :class:`Moments`.
+"""
+
+import torch
+from torch import Tensor
+
+from slamkern.errors import SlamkernError
+from slamkern.ops import reference
+from slamkern.ops.dispatch import backend_for, beyond_csrc, eager_op, readable
+from slamkern.ops.moments import Moments
+
+_library = torch.library.Library("slamkern", "DEF")
+_STATS = "(Tensor count, Tensor mean, Tensor m2, Tensor active)"
+_ARGS = "Tensor gate, Tensor? up, Tensor language_ids, int num_languages, str activation, str observe, str backend"
+_library.define("swiglu(Tensor gate, Tensor? up, str activation, str backend) -> Tensor")
+_library.define(f"swiglu_stats({_ARGS}) -> (Tensor hidden, Tensor count, Tensor mean, Tensor m2, Tensor active)")
+_library.define(f"swiglu_moments({_ARGS}) -> {_STATS}")
+_library.define(
+    "swiglu_backward(Tensor grad_hidden, Tensor gate, Tensor? up, str activation, bool need_hidden, str backend,"
+    " bool need_gate=True) -> (Tensor grad_gate, Tensor grad_up, Tensor hidden)"
+)
+_library.define("sparse_weight_grad(Tensor grad, Tensor x, Tensor neurons, str backend) -> Tensor")
+
+
+def _swiglu(gate: Tensor, up: Tensor | None, activation: str, backend: str) -> Tensor:
+    module = backend_for(backend, gate.device.type, gate.dtype)
+    return module.swiglu(readable(gate), up if up is None else readable(up), activation)
+
+
+def _swiglu_stats(
+    gate: Tensor, up: Tensor | None, ids: Tensor, num_languages: int, activation: str, observe: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    module = backend_for(backend, gate.device.type, gate.dtype)
+    return module.swiglu_stats(
+        readable(gate), up if up is None else readable(up), ids, num_languages, activation, observe
+    )
+
+
+def _swiglu_moments(
+    gate: Tensor, up: Tensor | None, ids: Tensor, num_languages: int, activation: str, observe: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    module = backend_for(backend, gate.device.type, gate.dtype)
+    return module.swiglu_moments(
+        readable(gate), up if up is None else readable(up), ids, num_languages, activation, observe
+    )
+
+
+def _swiglu_backward(
+    grad: Tensor,
+    gate: Tensor,
+    up: Tensor | None,
+    activation: str,
+    need_hidden: bool,
+    backend: str,
+    need_gate: bool = True,
+) -> tuple[Tensor, ...]:
+    module = backend_for(backend, gate.device.type, gate.dtype)
+    outputs = module.swiglu_backward(
+        readable(grad), readable(gate), up if up is None else readable(up), activation, need_hidden, need_gate
+    )
+    # An op cannot return None: what was not asked for, or does not exist, comes back empty.
+    return tuple(gate.new_empty(0) if output is None else output for output in outputs)
+
+
+def _sparse_weight_grad(grad: Tensor, x: Tensor, neurons: Tensor, backend: str) -> Tensor:
+    module = beyond_csrc(backend, grad)
+    return module.sparse_weight_grad(readable(grad), readable(x), neurons)
+
+
+for _name, _implementation in (
+    ("swiglu", _swiglu),
+    ("swiglu_stats", _swiglu_stats),
+    ("swiglu_moments", _swiglu_moments),
+    ("swiglu_backward", _swiglu_backward),
+    ("sparse_weight_grad", _sparse_weight_grad),
+):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+
+# What the autograd Functions and the modules of the package call.
+eager_swiglu = eager_op("swiglu", _swiglu)
+eager_swiglu_stats = eager_op("swiglu_stats", _swiglu_stats)
+eager_swiglu_backward = eager_op("swiglu_backward", _swiglu_backward)
+eager_sparse_weight_grad = eager_op("sparse_weight_grad", _sparse_weight_grad)
+
+
+def _empty_hidden(gate: Tensor) -> Tensor:
+    return torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+
+
+def _empty_moments(gate: Tensor, num_languages: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shape = (num_languages, gate.shape[1])
+    return (
+        torch.empty(num_languages, dtype=torch.int64, device=gate.device),
+        torch.empty(shape, dtype=torch.float64, device=gate.device),
+        torch.empty(shape, dtype=torch.float64, device=gate.device),
+        torch.empty(shape, dtype=torch.int64, device=gate.device),
+    )
+
+
+@torch.library.register_fake("slamkern::swiglu", lib=_library)
+def _(gate, up, activation, backend):  # type: ignore[no-untyped-def]
+    return _empty_hidden(gate)
+
+
+@torch.library.register_fake("slamkern::swiglu_stats", lib=_library)
+def _(gate, up, language_ids, num_languages, activation, observe, backend):  # type: ignore[no-untyped-def]
+    return _empty_hidden(gate), *_empty_moments(gate, num_languages)
+
+
+@torch.library.register_fake("slamkern::swiglu_moments", lib=_library)
+def _(gate, up, language_ids, num_languages, activation, observe, backend):  # type: ignore[no-untyped-def]
+    return _empty_moments(gate, num_languages)
+
+
+@torch.library.register_fake("slamkern::swiglu_backward", lib=_library)
+def _(grad_hidden, gate, up, activation, need_hidden, backend, need_gate=True):  # type: ignore[no-untyped-def]
+    wanted = (need_gate, up is not None, need_hidden)
+    return tuple(_empty_hidden(gate) if asked else gate.new_empty(0) for asked in wanted)
+
+
+@torch.library.register_fake("slamkern::sparse_weight_grad", lib=_library)
+def _(grad, x, neurons, backend):  # type: ignore[no-untyped-def]
+    return x.new_empty(neurons.shape[0], x.shape[1])
+
+
+def _setup_swiglu(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    gate, up, ctx.activation, ctx.backend = inputs
+    ctx.save_for_backward(gate, up)
+
+
+def _setup_swiglu_stats(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    gate, up, _, _, ctx.activation, _, ctx.backend = inputs
+    ctx.save_for_backward(gate, up)
+    # Statistics are observations, not a function to differentiate: only hidden carries a gradient.
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _grads(ctx, grad_hidden):  # type: ignore[no-untyped-def]
+    gate, up = ctx.saved_tensors
+    grad_gate, grad_up, _ = torch.ops.slamkern.swiglu_backward(
+        grad_hidden, gate, up, ctx.activation, False, ctx.backend
+    )
+    return grad_gate, None if up is None else grad_up
+
+
+def _differentiate_swiglu(ctx, grad_hidden):  # type: ignore[no-untyped-def]
+    return *_grads(ctx, grad_hidden), None, None
+
+
+def _differentiate_swiglu_stats(ctx, grad_hidden, *_):  # type: ignore[no-untyped-def]
+    return *_grads(ctx, grad_hidden), None, None, None, None, None
+
+
+torch.library.register_autograd("slamkern::swiglu", _differentiate_swiglu, setup_context=_setup_swiglu, lib=_library)
+torch.library.register_autograd(
+    "slamkern::swiglu_stats", _differentiate_swiglu_stats, setup_context=_setup_swiglu_stats, lib=_library
+)
+
+
+def _check(gate: Tensor, up: Tensor | None, activation: str) -> None:
+    if gate.dim() != 2:
+        raise SlamkernError(f"gate has shape {tuple(gate.shape)}; expected (tokens, neurons)")
+    if not gate.is_floating_point():
+        raise SlamkernError(f"gate is {gate.dtype}; expected a floating dtype")
+    if up is not None and (up.shape != gate.shape or up.dtype != gate.dtype or up.device != gate.device):
+        raise SlamkernError(
+            f"up is {tuple(up.shape)} {up.dtype} on {up.device}; expected gate's "
+            f"{tuple(gate.shape)} {gate.dtype} on {gate.device}"
+        )
+    if activation not in reference.ACTIVATIONS:
+        raise SlamkernError(f"unknown activation {activation!r}; known: {' '.join(reference.ACTIVATIONS)}")
+
+
+def swiglu(gate: Tensor, up: Tensor | None, activation: str = "silu", backend: str = "auto") -> Tensor:
+    """``hidden = act_fn(gate) * up`` (``act_fn(gate)`` where ``up`` is None), differentiable.
+
+    ``gate``, ``up``, ``hidden``: (tokens, neurons), one floating dtype. Computed in float32, rounded once.
+    """
+    _check(gate, up, activation)
+    return torch.ops.slamkern.swiglu(gate, up, activation, backend)
+
+
+def swiglu_stats(
+    gate: Tensor,
+    up: Tensor | None,
+    language_ids: Tensor | None,
+    num_languages: int,
+    activation: str = "silu",
+    observe: str = "gate",
+    backend: str = "auto",
+) -> tuple[Tensor, Moments | None]:
+    """``swiglu`` and, in the same pass over memory, the moments of each language's tokens.
+
+    Args:
+        gate, up: (tokens, neurons), any floating dtype; ``up`` None for an FFN without a gate.
+        language_ids: (tokens,) int32, ``-1`` ignored; None for no statistics (then the moments are None).
+        observe: ``"gate"`` for ``act_fn(gate)``, ``"hidden"`` for ``act_fn(gate) * up``.
+
+    Returns ``hidden`` (tokens, neurons) and :class:`Moments` over ``num_languages`` languages. Deterministic:
+    bitwise the same from run to run.
+    """
+    if language_ids is None:
+        return swiglu(gate, up, activation, backend), None
+    _check(gate, up, activation)
+    if observe not in reference.OBSERVABLES:
+        raise SlamkernError(f"unknown observable {observe!r}; known: {' '.join(reference.OBSERVABLES)}")
+    if language_ids.shape != gate.shape[:1] or language_ids.dtype != torch.int32:
+        raise SlamkernError(
+            f"language_ids is {tuple(language_ids.shape)} {language_ids.dtype}; "
+            f"expected ({gate.shape[0]},) torch.int32, one id a token"
+        )
+    if num_languages < 1:
+        raise SlamkernError(f"num_languages is {num_languages}; statistics need at least one language")
+    hidden, *moments = torch.ops.slamkern.swiglu_stats(
+        gate, up, language_ids, num_languages, activation, observe, backend
+    )
+    return hidden, Moments(*moments)

@@ -1,0 +1,202 @@
+"""ctypes binding of the compiled ops of csrc: the same functions with the same signatures as reference.py.
+
+``slamkern/_native.so`` runs on CPU tensors, with torch's own number of threads; ``slamkern/_native_cuda.so`` on CUDA
+tensors, on torch's current stream. Both are built with the package where a compiler is found, neither knows torch.
+float32, bfloat16 and float16; matrices are (tokens, neurons) with contiguous neurons and any distance between rows.
+
+Not here: the choice of backend and autograd (glu.py).
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from slamkern.errors import SlamkernError
+from slamkern.ops import caching_allocator
+
+_ABI = 1  # SLAMKERN_ABI in csrc/slamkern.h
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+_OBSERVABLES = {"gate": 0, "hidden": 1}
+_FILES = {"cpu": "_native.so", "cuda": "_native_cuda.so"}
+_NEEDS = {"cpu": "a C++17 compiler", "cuda": "nvcc"}
+
+_P, _L, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_SIGNATURES = {
+    "slamkern_abi": ([], _I),
+    "slamkern_isa": ([], ctypes.c_char_p),
+    "slamkern_swiglu": ([_P, _L] * 3 + [_L, _L, _I, _I, _I, _P], _I),
+    "slamkern_stats_workspace": ([_L, _L, _L], _L),
+    "slamkern_swiglu_stats": ([_P, _L] * 3 + [_P, _L, _L, _L, _I, _I, _I] + [_P] * 5 + [_I, _P], _I),
+    "slamkern_swiglu_backward": ([_P, _L] * 3 + [_P, _P, _P, _L, _L, _I, _I, _I, _P], _I),
+}
+
+StatsTensors = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@functools.cache
+def load(path: Path) -> ctypes.CDLL | str:
+    """The library at ``path`` with its signatures declared, or why it cannot be used."""
+    if not path.exists():
+        needs = _NEEDS["cuda" if path.name == _FILES["cuda"] else "cpu"]
+        return f"{path.name} was not built: {needs} was missing when slamkern was installed; install it, then slamkern"
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (arguments, result) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, result
+    except (OSError, AttributeError) as error:
+        return f"{path.name} cannot be loaded: {error}"
+    if (abi := library.slamkern_abi()) != _ABI:
+        return f"{path.name} is of another version (ABI {abi}, expected {_ABI}): reinstall slamkern"
+    return library
+
+
+def why_not(device_type: str = "cpu") -> str | None:
+    """None where the compiled ops can run on ``device_type`` ("cpu", "cuda"), else the reason in one line."""
+    if device_type not in _FILES:
+        return f"csrc has no code for {device_type!r} devices"
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    library = load(Path(__file__).parents[1] / _FILES[device_type])
+    return library if isinstance(library, str) else None
+
+
+def instruction_set(device_type: str = "cpu") -> str:
+    """What the library runs here: "avx512", "avx2", "baseline" or "cuda"."""
+    return str(_library(device_type).slamkern_isa().decode())
+
+
+@functools.cache
+def _library(device_type: str) -> ctypes.CDLL:
+    if reason := why_not(device_type):
+        raise SlamkernError(f"backend 'native' cannot run on {device_type}: {reason}")
+    library = load(Path(__file__).parents[1] / _FILES[device_type])
+    assert not isinstance(library, str)
+    return library
+
+
+def _dtype(gate: Tensor) -> int:
+    code = _DTYPES.get(gate.dtype)
+    if code is None:
+        raise SlamkernError(f"backend 'native' computes float32, bfloat16 and float16, not {gate.dtype}")
+    return code
+
+
+def _rows(matrix: Tensor | None) -> tuple[int | None, int]:
+    """Address and row stride, after making sure that what C will read is there."""
+    if matrix is None:
+        return None, 0
+    stride, step = matrix.stride()
+    if step != 1 and matrix.shape[1] > 1:
+        raise SlamkernError(f"neurons lie {step} elements apart; backend 'native' reads contiguous rows")
+    return matrix.data_ptr(), stride
+
+
+def _run(gate: Tensor, function: Callable[..., int], *arguments: object) -> None:
+    if gate.is_cuda:
+        with torch.cuda.device(gate.device):
+            error = function(*arguments, 0, torch.cuda.current_stream().cuda_stream)
+        if error:
+            raise RuntimeError(f"CUDA error {error} while launching a kernel of slamkern/{_FILES['cuda']}")
+    else:
+        function(*arguments, torch.get_num_threads(), None)
+
+
+def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
+    """``hidden = act_fn(gate) * up`` (``act_fn(gate)`` where ``up`` is None); all (tokens, neurons)."""
+    dtype, (tokens, neurons) = _dtype(gate), gate.shape
+    hidden = caching_allocator.empty_like(gate)
+    function = _library(gate.device.type).slamkern_swiglu
+    outputs = (hidden.data_ptr(), neurons)
+    _run(gate, function, *_rows(gate), *_rows(up), *outputs, tokens, neurons, dtype, _ACTIVATIONS[activation])
+    return hidden
+
+
+def swiglu_stats(
+    gate: Tensor, up: Tensor | None, language_ids: Tensor, num_languages: int, activation: str, observe: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``hidden`` and the moments of the observed tensor: (hidden, count, mean, m2, active) as in reference.py.
+
+    Bitwise the same from run to run and for every number of threads.
+    """
+    hidden = caching_allocator.empty_like(gate)
+    return hidden, *_stats(gate, up, hidden, language_ids, num_languages, activation, observe)
+
+
+def swiglu_moments(
+    gate: Tensor, up: Tensor | None, language_ids: Tensor, num_languages: int, activation: str, observe: str
+) -> StatsTensors:
+    """The statistics of :func:`swiglu_stats` alone; with ``observe="gate"`` ``up`` is not read."""
+    return _stats(gate, up, None, language_ids, num_languages, activation, observe)
+
+
+def _stats(
+    gate: Tensor,
+    up: Tensor | None,
+    hidden: Tensor | None,
+    language_ids: Tensor,
+    num_languages: int,
+    activation: str,
+    observe: str,
+) -> StatsTensors:
+    dtype, (tokens, neurons), device = _dtype(gate), gate.shape, gate.device
+    if language_ids.dtype != torch.int32 or language_ids.shape != (tokens,):
+        raise SlamkernError(
+            f"language_ids is {tuple(language_ids.shape)} {language_ids.dtype}; expected ({tokens},) int32"
+        )
+    library, ids = _library(device.type), language_ids.contiguous()
+    count = torch.empty(num_languages, dtype=torch.int64, device=device)
+    # Outputs of an op may not share storage, so mean and m2 are two allocations.
+    shape = (num_languages, neurons)
+    mean, m2 = (caching_allocator.empty(shape, torch.float64, device) for _ in range(2))
+    active = caching_allocator.empty(shape, torch.int64, device)
+    bytes_needed = library.slamkern_stats_workspace(tokens, neurons, num_languages)
+    workspace = caching_allocator.empty((bytes_needed,), torch.uint8, device)
+    _run(
+        gate,
+        library.slamkern_swiglu_stats,
+        *_rows(gate),
+        *_rows(up),
+        *_rows(hidden),
+        ids.data_ptr(),
+        tokens,
+        neurons,
+        num_languages,
+        dtype,
+        _ACTIVATIONS[activation],
+        _OBSERVABLES[observe],
+        count.data_ptr(),
+        mean.data_ptr(),
+        m2.data_ptr(),
+        active.data_ptr(),
+        workspace.data_ptr(),
+    )
+    return count, mean, m2, active
+
+
+def swiglu_backward(
+    grad_hidden: Tensor, gate: Tensor, up: Tensor | None, activation: str, need_hidden: bool, need_gate: bool = True
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """``grad_gate`` unless declined, ``grad_up`` (None without ``up``) and, on request, ``hidden`` again; all fresh."""
+    dtype, (tokens, neurons) = _dtype(gate), gate.shape
+    grad_gate, grad_up, hidden = (
+        caching_allocator.empty_like(gate) if needed else None for needed in (need_gate, up is not None, need_hidden)
+    )
+    _run(
+        gate,
+        _library(gate.device.type).slamkern_swiglu_backward,
+        *_rows(grad_hidden),
+        *_rows(gate),
+        *_rows(up),
+        *(None if output is None else output.data_ptr() for output in (grad_gate, grad_up, hidden)),
+        tokens,
+        neurons,
+        dtype,
+        _ACTIVATIONS[activation],
+    )
+    return grad_gate, grad_up, hidden

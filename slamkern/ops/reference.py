@@ -1,0 +1,206 @@
+"""The plain-torch twin of every op: the oracle in float64, the backend where nothing is compiled, the baseline.
+
+Shapes: ``gate``, ``up``, ``hidden``, gradients: (tokens, neurons), any floating dtype, last dimension contiguous.
+``language_ids``: (tokens,) int32; ids outside ``0..num_languages-1`` (``-1`` by convention) are left out of the
+statistics. Arithmetic is float32 (float64 for float64 inputs), ``hidden`` is rounded once to the input dtype.
+
+Not here: autograd (glu.py), state across calls (probe/stats.py).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+OBSERVABLES = ("gate", "hidden")
+NORM_STYLES = ("rounded", "scaled", "offset")  # Llama's, OLMo 2's, Gemma's
+_LEAST_SCALE = 2.0**-126
+StatsTensors = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def why_not(device_type: str) -> str | None:
+    """Plain torch runs on every device."""
+    return None
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """``act_fn(x)``: SiLU ``x * sigmoid(x)``, GELU (exact or tanh), ReLU; same shape and dtype as ``x``."""
+    match activation:
+        case "silu":
+            return F.silu(x)
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "relu":
+            return F.relu(x)
+    raise ValueError(f"unknown activation {activation!r}; known: {' '.join(ACTIVATIONS)}")
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
+    """``hidden = act_fn(gate) * up``, or ``act_fn(gate)`` where ``up`` is None (the FFN has no gate)."""
+    observed = activate(_wide(gate), activation)
+    return (observed if up is None else observed * _wide(up)).to(gate.dtype)
+
+
+def swiglu_stats(
+    gate: Tensor, up: Tensor | None, language_ids: Tensor, num_languages: int, activation: str, observe: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``hidden`` and the moments of the observed tensor per language and neuron.
+
+    Returns ``hidden`` (tokens, neurons), ``count`` (languages,) int64, ``mean`` and ``m2`` (languages, neurons)
+    float64, ``active`` (languages, neurons) int64. ``observe="gate"`` looks at ``act_fn(gate)``,
+    ``observe="hidden"`` at ``act_fn(gate) * up``; ``m2`` is the sum of squared deviations from the mean.
+    """
+    activated = activate(_wide(gate), activation)
+    hidden = activated if up is None else activated * _wide(up)
+    moments = _moments(hidden if observe == "hidden" else activated, language_ids, num_languages)
+    return hidden.to(gate.dtype), *moments
+
+
+def swiglu_moments(
+    gate: Tensor, up: Tensor | None, language_ids: Tensor, num_languages: int, activation: str, observe: str
+) -> StatsTensors:
+    """The statistics of :func:`swiglu_stats` alone; with ``observe="gate"`` ``up`` is not read."""
+    observed = activate(_wide(gate), activation)
+    if observe == "hidden" and up is not None:
+        observed = observed * _wide(up)
+    return _moments(observed, language_ids, num_languages)
+
+
+def _moments(observed: Tensor, language_ids: Tensor, num_languages: int) -> StatsTensors:
+    neurons = observed.shape[1]
+    count = torch.zeros(num_languages, dtype=torch.int64, device=observed.device)
+    mean = torch.zeros(num_languages, neurons, dtype=torch.float64, device=observed.device)
+    m2 = torch.zeros_like(mean)
+    active = torch.zeros(num_languages, neurons, dtype=torch.int64, device=observed.device)
+    for language in range(num_languages):
+        rows = observed[language_ids == language].double()
+        if rows.shape[0] == 0:
+            continue
+        count[language] = rows.shape[0]
+        mean[language] = rows.mean(0)
+        m2[language] = (rows - mean[language]).square().sum(0)
+        active[language] = (rows > 0).sum(0)
+    return count, mean, m2, active
+
+
+def sparse_weight_grad(grad: Tensor, x: Tensor, neurons: Tensor) -> Tensor:
+    """``grad[:, neurons].T @ x``: the weight gradient of the selected output neurons alone.
+
+    ``grad``: (tokens, neurons of the layer), ``x``: (tokens, features), ``neurons``: (selected,) int64;
+    returns (selected, features) in the dtype of ``x``.
+    """
+    return grad.index_select(1, neurons).T @ x
+
+
+def activation_derivative(x: Tensor, activation: str) -> Tensor:
+    """``d act_fn(x) / dx``; ReLU's derivative at 0 is 0, as in torch."""
+    match activation:
+        case "silu":
+            sigmoid = torch.sigmoid(x)
+            return sigmoid * (1 + x * (1 - sigmoid))
+        case "gelu":
+            density = torch.exp(-0.5 * x * x) * 0.3989422804014327  # 1 / sqrt(2 pi)
+            return 0.5 * (1 + torch.erf(x * 0.7071067811865476)) + x * density
+        case "gelu_tanh":
+            slope = 0.7978845608028654  # sqrt(2 / pi)
+            tanh = torch.tanh(slope * (x + 0.044715 * x**3))
+            return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * slope * (1 + 3 * 0.044715 * x * x)
+        case "relu":
+            return (x > 0).to(x.dtype)
+    raise ValueError(f"unknown activation {activation!r}; known: {' '.join(ACTIVATIONS)}")
+
+
+def swiglu_backward(
+    grad_hidden: Tensor, gate: Tensor, up: Tensor | None, activation: str, need_hidden: bool, need_gate: bool = True
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """``grad_gate`` unless declined, ``grad_up`` (None without ``up``) and, on request, ``hidden`` again; all fresh."""
+    wide_gate, wide_grad = _wide(gate), _wide(grad_hidden)
+    grad_gate = None
+    if need_gate:
+        grad_activated = wide_grad if up is None else wide_grad * _wide(up)
+        grad_gate = (grad_activated * activation_derivative(wide_gate, activation)).to(gate.dtype)
+    grad_up = None if up is None else (wide_grad * activate(wide_gate, activation)).to(up.dtype)
+    return grad_gate, grad_up, swiglu(gate, up, activation) if need_hidden else None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, style: str) -> tuple[Tensor, Tensor]:
+    """``y`` like ``x`` and ``rstd = 1 / sqrt(mean(x^2) + eps)`` (rows,); x: (rows, width), weight: (width,).
+
+    ``rounded``: ``weight * round(x * rstd)``; ``scaled``: ``round(weight * x * rstd)``; ``offset``:
+    ``round((1 + weight) * x * rstd)``, where ``round`` is to the dtype of ``x`` and everything inside is float32.
+    """
+    wide = _wide(x)
+    mean_square = torch.linalg.vector_norm(wide, dim=-1).square_().div_(x.shape[-1])
+    rstd = mean_square.add_(eps).rsqrt_()
+    normed = wide * rstd[:, None] if wide is x else wide.mul_(rstd[:, None])
+    if style == "rounded":
+        return normed.to(x.dtype).mul_(weight), rstd
+    return normed.mul_(_norm_scale(weight, style)).to(x.dtype), rstd
+
+
+def _norm_scale(weight: Tensor, style: str) -> Tensor:
+    if style not in NORM_STYLES:
+        raise ValueError(f"unknown style of norm {style!r}; known: {' '.join(NORM_STYLES)}")
+    return 1 + _wide(weight) if style == "offset" else _wide(weight)
+
+
+def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, style: str) -> Tensor:
+    """``dx = rstd * (g - x * rstd^2 * mean(g * x))`` with ``g = grad * weight`` (``1 + weight`` if offset), fresh."""
+    wide = _wide(x)
+    dx = _wide(grad) * _norm_scale(weight, style)
+    slope = torch.linalg.vecdot(dx, wide).mul_(rstd * rstd / -x.shape[-1])
+    return dx.addcmul_(wide, slope[:, None]).mul_(rstd[:, None]).to(x.dtype)
+
+
+def rms_norm_weight_grad(grad: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
+    """``sum over rows of grad * x * rstd``: (width,), float32 (float64 for float64 inputs), in every style."""
+    return (_wide(x) * rstd[:, None]).mul_(grad).sum(0)
+
+
+def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Queries and keys turned by their positions (Su et al. 2021, arXiv 2104.09864), halves of a head as pairs.
+
+    ``q``, ``k``: (batch, heads, tokens, width); ``cos``, ``sin``: (batch or 1, tokens, rotated). Of the first
+    ``rotated`` elements of a head, halves x1 and x2: ``y1 = x1 * cos1 - x2 * sin1``, ``y2 = x2 * cos2 + x1 * sin2``;
+    the others stay. ``inverse`` applies the transpose (for gradients). Both come back as ``dtype``, in fresh memory
+    that lies as (batch, tokens, heads, width). Computed in the wider dtype of q and cos, not in float32: rounding a
+    product and then the sum is already once less than ``q * cos + rotate_half(q) * sin``, and casts would cost more.
+    """
+    wide = torch.promote_types(q.dtype, cos.dtype)
+    cos, sin = cos.unsqueeze(1).to(wide), sin.unsqueeze(1).to(wide)
+    return _rotated(q, cos, sin, inverse, dtype), _rotated(k, cos, sin, inverse, dtype)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, dtype: torch.dtype) -> Tensor:
+    batch, heads, tokens, width = x.shape
+    rotated, half = cos.shape[-1], cos.shape[-1] // 2
+    y = torch.empty(batch, tokens, heads, width, dtype=cos.dtype, device=x.device).transpose(1, 2)
+    y1, y2, x1, x2 = y[..., :half], y[..., half:rotated], x[..., :half], x[..., half:rotated]
+    # Halves of new memory in place: no concatenation, no negated copy.
+    torch.mul(x[..., :rotated], cos, out=y[..., :rotated])
+    y[..., rotated:] = x[..., rotated:]
+    sin1, sin2 = sin[..., :half], sin[..., half:]
+    if inverse:
+        y1.addcmul_(x2, sin2)
+        y2.addcmul_(x1, sin1, value=-1)
+    else:
+        y1.addcmul_(x2, sin1, value=-1)
+        y2.addcmul_(x1, sin2)
+    return y.to(dtype)
+
+
+def quantize_rows(x: Tensor, multiplier: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows in FP8: ``values`` (rows, width) float8_e4m3fn and ``scale`` (rows,) float32 with ``x ~ scale * values``.
+
+    ``scale = max |x| / 448`` of each row, 448 being the largest e4m3 number, and at least the smallest normal float32,
+    so that a row of zeros stays one. ``multiplier`` (width,) float32: ``x * multiplier`` is quantised instead.
+    """
+    wide = x.float() if multiplier is None else x.float() * multiplier
+    scale = wide.abs().amax(1).mul_(1 / 448).clamp_(min=_LEAST_SCALE)
+    return (wide * scale.reciprocal()[:, None]).to(torch.float8_e4m3fn), scale

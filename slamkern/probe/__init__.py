@@ -1,0 +1,1 @@
+"""Measure: statistics of FFN neurons per language."""

@@ -1,0 +1,1 @@
+"""Show: one HTML page with its figures."""

@@ -1,0 +1,244 @@
+"""One self-contained HTML page (figures inlined, also saved as PNG) from the files of a run's folder.
+
+Reads whatever is there of ``stats.safetensors``, ``selection.json`` and ``metrics.json``; a part that is missing is
+left out and named at the top. Computes nothing but the two views of the statistics that it draws (active neurons and
+overlap with English): no model, no data.
+"""
+
+import base64
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slamkern.errors import SlamkernError
+from slamkern.files import atomic_write, write_text
+from slamkern.report import figures
+
+PARTS = ("stats.safetensors", "selection.json", "metrics.json")
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write ``report.html`` and ``figures/*.png`` into a run's folder and return the page's path."""
+    folder = Path(folder)
+    present = [name for name in PARTS if (folder / name).is_file()]
+    if not present:
+        raise SlamkernError(f"{folder} holds nothing to report: expected {', '.join(PARTS)}")
+    selection = _json(folder / "selection.json") if "selection.json" in present else {}
+    metrics = _json(folder / "metrics.json") if "metrics.json" in present else {}
+    sections = []
+    if "stats.safetensors" in present:
+        sections += _activity_sections(folder, selection)
+    if selection:
+        sections.insert(0, _selection_section(folder, selection, metrics))
+    if metrics:
+        sections = [
+            *_result_sections(folder, metrics),
+            _training_section(folder, metrics),
+            *sections,
+            _setting(metrics),
+        ]
+    missing = [name for name in PARTS if name not in present]
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("slamkern.report", ""), autoescape=True)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    page = environment.get_template("report.html.j2").render(
+        title=f"Language alignment of {metrics.get('model') or selection.get('model') or folder.name}",
+        subtitle=_subtitle(metrics) + (f" Not in this folder: {', '.join(missing)}." if missing else ""),
+        facts=_facts(metrics, selection),
+        sections=[{"text": "", "figures": [], **section} for section in sections],
+    )
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SlamkernError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise SlamkernError(f"{path}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def _figure(folder: Path, name: str, data: bytes, alt: str) -> dict[str, Any]:
+    """Save the PNG and hand it to the page at its design size (figures are drawn at 150 dpi; a page has 96)."""
+    with atomic_write(folder / "figures" / f"{name}.png") as temporary:
+        temporary.write_bytes(data)
+    (pixels,) = struct.unpack(">I", data[16:20])
+    return {"data": base64.b64encode(data).decode(), "alt": alt, "width": round(pixels * 96 / 150 * 1.15)}
+
+
+def _cells(values: Sequence[Any], **marks: str) -> list[dict[str, str]]:
+    return [{"text": str(value), "mark": marks.get(f"c{index}", "")} for index, value in enumerate(values)]
+
+
+def _mark(gain: float) -> str:
+    return "better" if gain > 0 else "worse" if gain < 0 else ""
+
+
+def _subtitle(metrics: Mapping[str, Any]) -> str:
+    if not metrics:
+        return "Selective language alignment, partial run."
+    return f"Selective language alignment with slamkern {metrics['slamkern']}: {metrics['model_description']}."
+
+
+def _facts(metrics: Mapping[str, Any], selection: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = [("selected layers", ", ".join(map(str, selection["layers"])))] if selection else []
+    if metrics:
+        trained, total = metrics["trained_parameters"], metrics["total_parameters"]
+        facts += [
+            (f"parameters trained ({trained:,} of {total:,})", f"{100 * trained / total:.2f} %"),
+            ("real tokens per second", f"{metrics['tokens_per_second']:,.0f}"),
+            (
+                f"training loss after {metrics['steps']} steps",
+                f"{metrics['losses'][0]:.2f} → {metrics['losses'][-1]:.2f}",
+            ),
+        ]
+    return facts
+
+
+def _result_sections(folder: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    sections = [_translation_section(folder, metrics)]
+    before, after = metrics["before"]["evaluation"], metrics["after"]["evaluation"]
+    if before and after:
+        sections.append(_accuracy_section(folder, before, after))
+    return sections
+
+
+def _translation_section(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    before, after = metrics["before"]["translation"], metrics["after"]["translation"]
+    rows: list[dict[str, Any]] = []
+    for code in before:
+        old, new = before[code], after[code]
+        cells = [code, f"{old['loss']:.3f}", f"{new['loss']:.3f}"]
+        marks = {"c2": _mark(old["loss"] - new["loss"])}
+        if "chrf" in old:
+            cells += [f"{old['chrf']:.1f}", f"{new['chrf']:.1f}"]
+            marks["c4"] = _mark(new["chrf"] - old["chrf"])
+        rows.append({"cells": _cells(cells, **marks)})
+    head = ["language", "loss before", "loss after"]
+    head += ["chrF before", "chrF after"] if any("chrf" in row for row in before.values()) else []
+    losses = ({code: row["loss"] for code, row in part.items()} for part in (before, after))
+    image = figures.before_after(next(losses), next(losses), "held-out loss")
+    old, new = metrics["before"]["english_loss"], metrics["after"]["english_loss"]
+    return {
+        "title": "Held-out translation into English",
+        "text": f"Questions that training never saw ({metrics['data']['held_out_pairs']} pairs). Loss is per token of "
+        f"the English question; lower is better. chrF compares generated with true English; higher is better. "
+        f"English itself: loss per token on English reasoning text {old:.3f} before, {new:.3f} after.",
+        "figures": [_figure(folder, "translation_loss", image, "held-out loss per language")],
+        "table": {"head": head, "rows": rows},
+    }
+
+
+def _accuracy_section(folder: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for code in before["accuracy"]:
+        cells: list[str] = [code, str(after["n"][code])]
+        for part in (before, after):
+            low, high = part["intervals"][code]
+            strict = part["strict"][code]
+            cells += [f"{part['accuracy'][code]:.1f}", f"{low:.0f} to {high:.0f}", f"{strict:.1f}"]
+        rows.append({"cells": _cells(cells)})
+    totals = ["average", str(sum(after["n"].values()))]
+    for part in (before, after):
+        low, high = part["average_interval"]
+        totals += [f"{part['average']:.1f}", f"{low:.0f} to {high:.0f}", f"{part['strict_average']:.1f}"]
+    rows.append({"cells": _cells(totals), "total": True})
+    image = figures.before_after(before["accuracy"], after["accuracy"], "correct, %", 0)
+    head = ["language", "questions", "before %", "95 %", "strict %", "after %", "95 %", "strict %"]
+    return {
+        "title": f"Answer accuracy on {after['task']}",
+        "text": f"Greedy answers, zero-shot, prompt {after['prompt']!r}. Rule: {after['rule']}; the strict rule reads "
+        "numbers as people write them. Intervals are 95 %; the average is unweighted over languages.",
+        "figures": [_figure(folder, "accuracy", image, "accuracy per language")],
+        "table": {"head": head, "rows": rows},
+    }
+
+
+def _training_section(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    memory = metrics["peak_memory_bytes"]
+    return {
+        "title": "Training",
+        "figures": [_figure(folder, "loss", figures.loss_curve(metrics["losses"]), "training loss")],
+        "facts": [
+            ("steps", f"{metrics['steps']:,}"),
+            ("real tokens", f"{metrics['tokens']:,}"),
+            ("tokens per second", f"{metrics['tokens_per_second']:,.0f}"),
+            ("padding", f"{100 * metrics['padding_share']:.1f} %"),
+            ("peak memory", f"{memory / 2**20:,.0f} MiB"),
+            (
+                "pairs",
+                f"{metrics['data']['train_pairs']:,} for training, {metrics['data']['held_out_pairs']:,} held out",
+            ),
+            ("training prompt", metrics["training_prompt"]),
+        ],
+    }
+
+
+def _selection_section(folder: Path, selection: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    layers, scores, stability = selection["layers"], selection["scores"], selection.get("stability")
+    if not scores:
+        return {"title": "Selected layers", "text": f"Rule {selection['rule']!r}: {', '.join(map(str, layers))}."}
+    means = [sum(row) / len(row) for row in scores]
+    image = figures.layer_bars(means, layers, selection["score"], stability)
+    chosen = ", ".join(map(str, layers))
+    region = metrics.get("config", {}).get("select", {}).get("region")
+    where = f" among the layers of the region {region!r}" if region else ""
+    text = f"Score {selection['score']!r}, mean over languages; rule {selection['rule']!r}{where}. Chosen: {chosen}."
+    if stability:
+        text += " Stability is the share of bootstrap resamples of the probe's questions in which a layer is chosen."
+    return {
+        "title": "Selected layers",
+        "text": text,
+        "figures": [_figure(folder, "selection", image, "score per layer")],
+    }
+
+
+def _activity_sections(folder: Path, selection: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from slamkern.probe.stats import ActivationStats
+    from slamkern.selection.scores import SCORES
+
+    stats = ActivationStats.load(folder / "stats.safetensors")
+    languages, layers = list(stats.languages), selection.get("layers", ())
+    counts = stats.active_rate.sum(-1).T.tolist()
+    tokens = ", ".join(f"{code} {int(n):,}" for code, n in zip(languages, stats.count, strict=True))
+    sections = []
+    if selection.get("scores"):
+        image = figures.layer_heatmap(selection["scores"], languages, selection["score"], layers)
+        text = "How far each language's activity in a layer lies from the others'. Orange layer numbers are selected."
+        sections.append(_map_section(folder, "scores", "Score per layer and language", text, image))
+    image = figures.layer_heatmap(counts, languages, "active neurons per token", layers)
+    text = f"Mean number of FFN neurons with a positive {stats.observe} value, per token (tokens read: {tokens})."
+    sections.append(_map_section(folder, "active_neurons", "Active neurons", text, image))
+    if "en" in languages:
+        distance = SCORES["english_overlap"](stats)
+        others = [index for index, code in enumerate(languages) if code != "en"]
+        overlap = (1 - distance[:, others]).tolist()
+        image = figures.layer_heatmap(
+            overlap, [languages[i] for i in others], "share of English's active neurons", layers
+        )
+        text = "Of the neurons most active on English, the share that is active on the other language, too."
+        sections.append(_map_section(folder, "english_overlap", "Overlap with English", text, image))
+    return sections
+
+
+def _map_section(folder: Path, name: str, title: str, text: str, image: bytes) -> dict[str, Any]:
+    return {"title": title, "text": text, "figures": [_figure(folder, name, image, title.lower())]}
+
+
+def _setting(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in metrics["seconds"].items())
+    return {
+        "title": "Setting",
+        "facts": [("model", metrics["model"]), ("data", metrics["data"]["path"]), ("time", seconds)],
+        "details": {
+            "summary": "full configuration",
+            "text": json.dumps(metrics["config"], indent=2, ensure_ascii=False),
+        },
+    }

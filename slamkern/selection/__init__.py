@@ -1,0 +1,1 @@
+"""Choose: which layers are trained, by how they tell languages apart."""

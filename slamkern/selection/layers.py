@@ -1,0 +1,225 @@
+"""Choosing layers (and neurons) from scores, and how stable that choice is over resampled questions."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slamkern.errors import SlamkernError
+from slamkern.files import write_json
+from slamkern.probe.stats import ActivationStats
+from slamkern.selection.bootstrap import resamples
+from slamkern.selection.scores import SCORES, neuron_scores
+
+
+@dataclass(frozen=True)
+class LayerSelection:
+    """Which layers to train and why.
+
+    ``scores[layer][language]`` is what ``score_name`` gave (empty where no statistics were used); ``stability[layer]``
+    is the share of bootstrap resamples over questions in which the layer is chosen; ``neurons[layer]`` lists the
+    selected neurons of a selected layer (None: all of them).
+    """
+
+    layers: tuple[int, ...]
+    scores: tuple[tuple[float, ...], ...] = ()
+    score_name: str = ""
+    k: int = 0
+    model: str = ""
+    signature: str = ""
+    languages: tuple[str, ...] = ()
+    rule: str = "list"
+    num_layers: int = 0
+    neurons: Mapping[int, tuple[int, ...]] | None = None
+    stability: tuple[float, ...] | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Write ``selection.json``, atomically."""
+        write_json(path, self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        neurons = None if self.neurons is None else {str(layer): list(ids) for layer, ids in self.neurons.items()}
+        return {
+            "layers": list(self.layers),
+            "scores": [list(row) for row in self.scores],
+            "score": self.score_name,
+            "k": self.k,
+            "model": self.model,
+            "signature": self.signature,
+            "languages": list(self.languages),
+            "rule": self.rule,
+            "num_layers": self.num_layers,
+            "neurons": neurons,
+            "stability": None if self.stability is None else list(self.stability),
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LayerSelection":
+        """Read ``selection.json``; anything else is refused."""
+        path = Path(path)
+        if not path.is_file():
+            raise SlamkernError(f"{path} does not exist; expected a selection.json")
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise SlamkernError(f"{path} is not a selection.json: {type(error).__name__} {error}") from error
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "LayerSelection":
+        neurons, stability = value["neurons"], value.get("stability")
+        return cls(
+            layers=tuple(value["layers"]),
+            scores=tuple(map(tuple, value["scores"])),
+            score_name=value["score"],
+            k=value["k"],
+            model=value["model"],
+            signature=value.get("signature", ""),
+            languages=tuple(value.get("languages", ())),
+            rule=value.get("rule", "list"),
+            num_layers=value.get("num_layers", 0),
+            neurons=None if neurons is None else {int(layer): tuple(ids) for layer, ids in neurons.items()},
+            stability=None if stability is None else tuple(stability),
+        )
+
+
+# Layers trained by the authors: 0-5 in the paper and the 13B script; the 7B script lists five.
+PRESETS: Mapping[str, LayerSelection] = MappingProxyType(
+    {
+        "slam-7b-paper": LayerSelection(tuple(range(6)), k=6, rule="preset", num_layers=32),
+        "slam-7b-script": LayerSelection(tuple(range(5)), k=5, rule="preset", num_layers=32),
+        "slam-13b": LayerSelection(tuple(range(6)), k=6, rule="preset", num_layers=40),
+    }
+)
+
+
+def preset(name: str) -> LayerSelection:
+    """One of the authors' selections: slam-7b-paper, slam-7b-script, slam-13b."""
+    if name not in PRESETS:
+        raise SlamkernError(f"unknown preset {name!r}; known: {' '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def select_layers(
+    stats: ActivationStats,
+    k: int = 6,
+    score: str = "active_msd",
+    *,
+    rule: str = "top_k",
+    region: str = "lower",
+    center: str | None = None,
+    neuron_fraction: float | None = None,
+    bootstrap: int = 200,
+    seed: int = 0,
+) -> LayerSelection:
+    """Choose the layers to train from the statistics of a probe.
+
+    Args:
+        k: how many layers ``top_k``, ``lowest`` and ``random`` choose.
+        score: a name in ``slamkern.selection.scores.SCORES``.
+        rule: ``"top_k"``, ``"lowest"``, ``"random"`` (with ``seed``), ``"threshold:X"`` (score at least X) or
+            ``"list:0,3,5"``.
+        region: ``"lower"`` (the first half, where SLAM finds comprehension; the default), ``"upper"``, ``"all"``,
+            or ``"A-B"``, both ends included.
+        center: deviation from the ``"mean"`` over languages or from ``"en"``; None for the score's own.
+        neuron_fraction: within each chosen layer, keep this share of its most language-specific neurons.
+        bootstrap: how many times questions are resampled for the stability; needs statistics with groups.
+    """
+    if score not in SCORES:
+        raise SlamkernError(f"unknown score {score!r}; known: {' '.join(SCORES)}")
+    center = center or ("en" if score == "english_overlap" else "mean")
+    if stats.groups is not None and bootstrap < 0:
+        raise SlamkernError(f"bootstrap is {bootstrap}; expected 0 or more")
+    values = SCORES[score](stats, center=center)
+    allowed = _region(region, stats.num_layers)
+    layers = _choose(values.mean(1), allowed, k, rule, seed)
+    stability = None
+    if stats.groups is not None and bootstrap:
+        chosen = torch.zeros(stats.num_layers, dtype=torch.int64)
+        generator = torch.Generator().manual_seed(seed)
+        for resampled in resamples(stats, bootstrap, generator, with_means=score == "mean_msd"):
+            chosen[list(_choose(SCORES[score](resampled, center=center).mean(1), allowed, k, rule, seed))] += 1
+        stability = tuple((chosen / bootstrap).tolist())
+    selection = LayerSelection(
+        layers=layers,
+        scores=tuple(map(tuple, values.tolist())),
+        score_name=score,
+        k=len(layers),
+        model=stats.model,
+        signature=stats.signature,
+        languages=stats.languages,
+        rule=rule,
+        num_layers=stats.num_layers,
+        stability=stability,
+    )
+    if neuron_fraction is None:
+        return selection
+    return replace(selection, neurons=_choose_neurons(neuron_scores(stats, score, center), layers, neuron_fraction))
+
+
+def _choose(scores: Tensor, allowed: Sequence[int], k: int, rule: str, seed: int) -> tuple[int, ...]:
+    name, _, argument = rule.partition(":")
+    if name in ("top_k", "lowest", "random"):
+        if argument:
+            raise SlamkernError(f"rule {rule!r} takes no argument; k says how many")
+        if not 1 <= k <= len(allowed):
+            raise SlamkernError(
+                f"k is {k}; the region has {len(allowed)} of {len(scores)} layers: choose k from 1 to {len(allowed)}"
+            )
+        if name == "random":
+            return tuple(sorted(random.Random(seed).sample(list(allowed), k)))
+        ranked = allowed if name == "lowest" else sorted(allowed, key=lambda layer: (-float(scores[layer]), layer))
+        return tuple(sorted(ranked[:k]))
+    if name == "threshold":
+        try:
+            threshold = float(argument)
+        except ValueError:
+            raise SlamkernError(f"rule {rule!r} needs a number, as in 'threshold:0.5'") from None
+        layers = tuple(layer for layer in allowed if float(scores[layer]) >= threshold)
+        if not layers:
+            best = max(float(scores[layer]) for layer in allowed)
+            raise SlamkernError(f"no layer scores {threshold} or more; the highest score in the region is {best:.6g}")
+        return layers
+    if name == "list":
+        return _listed(argument, len(scores))
+    raise SlamkernError(f"unknown rule {rule!r}; known: top_k lowest random threshold:X list:0,3,5")
+
+
+def _listed(argument: str, num_layers: int) -> tuple[int, ...]:
+    try:
+        layers = tuple(sorted({int(part) for part in argument.split(",")}))
+    except ValueError:
+        raise SlamkernError(f"layers {argument!r} are not numbers; expected as in 'list:0,3,5'") from None
+    check_layers(layers, num_layers)
+    return layers
+
+
+def check_layers(layers: Sequence[int], num_layers: int) -> None:
+    """Refuse layer ids that the model does not have."""
+    outside = [layer for layer in layers if not 0 <= layer < num_layers]
+    if outside or not layers:
+        named = ", ".join(map(str, outside)) or "none"
+        raise SlamkernError(f"layers out of range: {named}; the model has layers 0 to {num_layers - 1}")
+
+
+def _region(region: str, num_layers: int) -> range:
+    middle = (num_layers + 1) // 2
+    named = {"all": range(num_layers), "lower": range(middle), "upper": range(middle, num_layers)}
+    if region in named:
+        return named[region]
+    first, _, last = region.partition("-")
+    if not (first.isdigit() and last.isdigit() and int(first) <= int(last) < num_layers):
+        raise SlamkernError(f"unknown region {region!r}; known: lower upper all, or A-B within 0-{num_layers - 1}")
+    return range(int(first), int(last) + 1)
+
+
+def _choose_neurons(scores: Tensor, layers: Sequence[int], fraction: float) -> dict[int, tuple[int, ...]]:
+    if not 0 < fraction <= 1:
+        raise SlamkernError(f"neuron_fraction is {fraction}; expected more than 0 and at most 1")
+    keep = max(1, round(fraction * scores.shape[1]))
+    return {layer: tuple(sorted(scores[layer].topk(keep).indices.tolist())) for layer in layers}

@@ -1,0 +1,155 @@
+"""Which parameters a selection trains: exactly those get ``requires_grad``, everything else is frozen.
+
+A selection of single neurons trains their rows of up_proj and columns of down_proj (modules/trained_neurons.py): the
+weights themselves stay frozen then, and the rows and columns are the parameters.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slamkern.errors import SlamkernError
+from slamkern.modules.ffn import FFN, Fused, train_neurons
+from slamkern.modules.ffn_match import find_ffns
+from slamkern.modules.trained_neurons import TrainedNeurons
+from slamkern.probe.stats import model_signature
+from slamkern.selection.layers import LayerSelection, check_layers
+
+PROJECTIONS = ("gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """One trained tensor: its state_dict name, the parameter, and the layer and projection it belongs to.
+
+    With ``neurons`` (selected,) int64 the parameter stands for those rows of an up projection (selected, hidden_size)
+    or columns of a down projection (hidden_size, selected), and the name ends in ``@neurons``.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    layer: int
+    projection: str
+    neurons: Tensor | None = field(default=None, compare=False)
+
+
+def apply_selection(
+    model: nn.Module, selection: LayerSelection | Sequence[int], projections: Sequence[str] = ("up", "down")
+) -> list[Trainable]:
+    """Let the weights of ``projections`` in the selected layers be trained, these and no others; return them.
+
+    Works on patched and unpatched models, also on the meta device; a selection of single neurons needs a patched one.
+    Biases stay frozen, as in SLAM. Raises SlamkernError, before anything is changed, for layers the model does not
+    have, a selection made for another model, or a projection that cannot be trained by itself.
+    """
+    ffns = {finding.ffn.layer: finding.ffn for finding in find_ffns(model) if finding.ffn is not None}
+    if not ffns:
+        raise SlamkernError(f"{type(model).__name__} has no FFN that slamkern knows; explain(model) says why")
+    layers = _layers(model, selection, max(ffns) + 1)
+    unknown = [name for name in projections if name not in PROJECTIONS]
+    if unknown or not projections:
+        raise SlamkernError(f"unknown projections {list(unknown or projections)}; known: {' '.join(PROJECTIONS)}")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    chosen: list[Trainable] = []
+    for layer in layers:
+        if layer not in ffns:
+            raise SlamkernError(f"layer {layer} has no FFN that slamkern knows; explain(model) says why")
+        for projection, linear in _linears(ffns[layer], projections).items():
+            parameter: Any = model.get_submodule(f"{ffns[layer].path}.{linear}").weight
+            if not parameter.is_floating_point():
+                raise SlamkernError(f"{names[id(parameter)]} is {parameter.dtype}; quantised weights cannot be trained")
+            chosen.append(Trainable(names[id(parameter)], parameter, layer, projection))
+    neurons = selection.neurons if isinstance(selection, LayerSelection) else None
+    blocks = _blocks(model, layers, projections, neurons) if neurons is not None else {}
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, Fused):
+            train_neurons(module, None)
+    if neurons is None:
+        for trainable in chosen:
+            trainable.parameter.requires_grad_(True)
+        return chosen
+    for layer, block in blocks.items():
+        here = {t.projection: t.parameter for t in chosen if t.layer == layer}
+        index = torch.tensor(neurons[layer], device=next(iter(here.values())).device)
+        train_neurons(block, TrainedNeurons(index, here.get("up"), here.get("down")))
+    return trainable_tensors(model)
+
+
+def _blocks(
+    model: nn.Module, layers: Sequence[int], projections: Sequence[str], neurons: Mapping[int, Sequence[int]]
+) -> dict[int, Fused]:
+    """The fused block of each layer whose neurons are to be trained, after checking that they can be."""
+    if "gate" in projections:
+        raise SlamkernError("single neurons train rows of up and columns of down; leave 'gate' out of projections")
+    blocks = {
+        m.slamkern_ffn.layer: m for m in model.modules() if isinstance(m, Fused) and m.slamkern_ffn.kind == "gated"
+    }
+    for layer in layers:
+        if layer not in blocks:
+            raise SlamkernError(f"single neurons of layer {layer} need a fused gated FFN; patch_model first")
+        width, chosen = blocks[layer].slamkern_ffn.neurons, neurons.get(layer, ())
+        if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= n < width for n in chosen):
+            raise SlamkernError(f"the selected neurons of layer {layer} must be distinct and from 0 to {width - 1}")
+    return {layer: blocks[layer] for layer in layers}
+
+
+def _linears(ffn: FFN, projections: Sequence[str]) -> dict[str, str]:
+    """Attribute name of the projection module for each requested projection of one FFN."""
+    wanted = set(projections)
+    if ffn.kind == "plain" and "gate" in wanted:
+        raise SlamkernError(f"{ffn.path} has no gate; train projections from: up down")
+    if ffn.kind == "gated_fused" and len(wanted & {"gate", "up"}) == 1:
+        raise SlamkernError(
+            f"{ffn.path} keeps gate and up in one weight {ffn.up!r}, which is trained whole or not at all;"
+            " use projections gate,up,down or down"
+        )
+    modules = {"gate": ffn.gate, "up": ffn.up, "down": ffn.down}
+    if ffn.kind == "gated_fused":
+        wanted.discard("gate")
+    return {name: modules[name] for name in PROJECTIONS if name in wanted}  # type: ignore[misc]
+
+
+def _layers(model: nn.Module, selection: LayerSelection | Sequence[int], num_layers: int) -> Sequence[int]:
+    if not isinstance(selection, LayerSelection):
+        check_layers(selection, num_layers)
+        return sorted(set(selection))
+    signature = model_signature(model.config) if hasattr(model, "config") else ""
+    if selection.signature and signature and selection.signature != signature:
+        raise SlamkernError(
+            f"the selection was made for {selection.model or 'a model'} ({selection.signature}),"
+            f" this model is {signature}; probe and select again"
+        )
+    if selection.num_layers and selection.num_layers != num_layers:
+        raise SlamkernError(f"the selection is for {selection.num_layers} layers, the model has {num_layers}")
+    check_layers(selection.layers, num_layers)
+    return selection.layers
+
+
+def trainable_tensors(model: nn.Module) -> list[Trainable]:
+    """The FFN weights of a model that require grad, by depth: what :func:`apply_selection` left trainable."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: list[Trainable] = []
+    for ffn in (finding.ffn for finding in find_ffns(model) if finding.ffn is not None):
+        for projection in PROJECTIONS:
+            linear = getattr(ffn, projection)
+            if linear is None:
+                continue
+            weight: Any = model.get_submodule(f"{ffn.path}.{linear}").weight
+            name = names[id(weight)]
+            rows = getattr(ffn.trained, projection, None)
+            if ffn.trained is not None and rows is not None:
+                found.append(Trainable(f"{name}@neurons", rows, ffn.layer, projection, ffn.trained.neurons))
+            elif weight.requires_grad:
+                found.append(Trainable(name, weight, ffn.layer, projection))
+    return found
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of everything that is trained: what requires grad, and the tensors of single neurons."""
+    whole = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    single = {t.name: t.parameter for t in trainable_tensors(model) if t.neurons is not None}
+    return whole | single

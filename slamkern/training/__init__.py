@@ -1,0 +1,1 @@
+"""Align: the training loop and what it saves."""

@@ -1,0 +1,217 @@
+"""What a training run writes: the trained tensors alone (a delta), and everything needed to go on exactly.
+
+A delta is ``delta.safetensors`` (state_dict name -> tensor, in the dtype of the model; metadata: slamkern version,
+model signature, base model) beside the ``selection.json`` it was trained with. Frozen weights are not in it. Where
+single neurons were trained, ``<name>@neurons`` has their rows (or columns) and ``<name>@neurons.rows`` which they are.
+
+A checkpoint is a folder ``checkpoint-<step>`` with a delta and ``training-state.safetensors``: AdamW's moments, float32
+masters, random states; metadata: step and run fingerprint. It is written under another name and renamed when complete,
+so a folder of that name is always whole; the last two stay. The data order needs no state: it follows from the step.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from slamkern.errors import SlamkernError
+from slamkern.files import load_tensors, save_tensors
+from slamkern.probe.stats import model_signature
+from slamkern.selection.layers import LayerSelection
+from slamkern.selection.trainable import trainable_tensors, trained_parameters
+from slamkern.training.optimizer import MasterAdamW
+from slamkern.version import __version__
+
+DELTA = "delta.safetensors"
+SELECTION = "selection.json"
+FORMAT = "slamkern-delta"
+STATE = "training-state"
+KEPT = 2
+AXES = {"up": "rows", "down": "columns"}
+
+
+def save_delta(model: nn.Module, folder: str | Path, selection: LayerSelection | None = None) -> Path:
+    """Write the tensors that require a gradient, and the selection where there is one; returns the delta's path.
+
+    Each file is whole or absent, the delta last. SlamkernError when nothing requires a gradient.
+    """
+    folder = Path(folder)
+    tensors = trained_parameters(model)
+    if not tensors:
+        raise SlamkernError("no parameter requires a gradient, so there is no delta; call apply_selection first")
+    if selection is not None:
+        selection.save(folder / SELECTION)
+    metadata = {
+        "slamkern_version": __version__,
+        "format": FORMAT,
+        "signature": model_signature(model.config),
+        "base_model": str(getattr(model.config, "_name_or_path", "")),
+    }
+    # Up and down name the same neurons; a safetensors file holds no shared storage.
+    which = {
+        f"{t.name}.{AXES[t.projection]}": t.neurons.clone() for t in trainable_tensors(model) if t.neurons is not None
+    }
+    save_tensors(folder / DELTA, tensors | which, metadata)
+    return folder / DELTA
+
+
+@torch.no_grad()
+def load_delta(model: nn.Module, folder: str | Path) -> list[str]:
+    """Copy the tensors of a delta (its folder or the file) into a model of the same shape; returns their names.
+
+    All are checked before the first is copied. SlamkernError, naming the file, for one that is truncated or foreign,
+    for another model's, and for a tensor of another name, shape or dtype. Freeze flags are not touched.
+    """
+    path = Path(folder) / DELTA if Path(folder).is_dir() else Path(folder)
+    tensors, metadata = load_tensors(path, "delta")
+    if metadata.get("format") != FORMAT:
+        raise SlamkernError(f"{path} is not a delta, but {metadata.get('format', 'another slamkern file')}")
+    signature = model_signature(model.config)
+    if metadata.get("signature") != signature:
+        trained_on = f"{metadata.get('base_model') or 'a model'} ({metadata.get('signature')})"
+        raise SlamkernError(f"{path} was trained on {trained_on}, this model is {signature}; load that base model")
+    names = [name for name in tensors if not name.endswith(tuple(f"@neurons.{axis}" for axis in AXES.values()))]
+    places = {name: _place(model, name, tensors, path) for name in names}
+    for name, here in places.items():
+        tensor = tensors[name]
+        if here.shape != tensor.shape:
+            raise SlamkernError(f"{path}: {name} is {tuple(tensor.shape)}, the model's is {tuple(here.shape)}")
+        if here.dtype != tensor.dtype:
+            wanted = str(tensor.dtype).removeprefix("torch.")
+            raise SlamkernError(f"{path}: {name} is {wanted}, the model's is {here.dtype}; load the model as {wanted}")
+    for name, here in places.items():
+        here.copy_(tensors[name])
+    return list(places)
+
+
+class _Part:
+    """Some rows or columns of a weight, as a place to copy to."""
+
+    def __init__(self, weight: Tensor, index: Tensor, axis: int) -> None:
+        self.weight, self.index, self.axis, self.dtype = weight, index.to(weight.device), axis, weight.dtype
+        self.shape = torch.Size(len(index) if dim == axis else size for dim, size in enumerate(weight.shape))
+
+    def copy_(self, values: Tensor) -> None:
+        self.weight.index_copy_(self.axis, self.index, values.to(self.weight.device))
+
+
+def _place(model: nn.Module, name: str, tensors: Mapping[str, Tensor], path: Path) -> Tensor | _Part:
+    """Where the model keeps a tensor of a delta: a parameter, or the part of one that single neurons have."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    whole, at, _ = name.partition("@neurons")
+    if whole not in parameters:
+        raise SlamkernError(f"{path}: the model has no tensor {whole}; load the base model of the delta")
+    if not at:
+        return parameters[name]
+    axis = 0 if f"{name}.{AXES['up']}" in tensors else 1
+    index = tensors.get(f"{name}.{list(AXES.values())[axis]}", torch.tensor([-1]))
+    if index.min() < 0 or index.max() >= parameters[whole].shape[axis]:
+        raise SlamkernError(f"{path}: the neurons of {whole} are not named or out of range; save the delta again")
+    selected = {t.name: t for t in trainable_tensors(model) if t.neurons is not None}.get(name)
+    if selected is None:
+        return _Part(parameters[whole], index, axis)
+    if not torch.equal(selected.neurons.cpu(), index):  # type: ignore[union-attr]
+        raise SlamkernError(f"{path} has other neurons of {whole} than are selected; apply its own selection")
+    return selected.parameter
+
+
+def save_checkpoint(
+    model: nn.Module,
+    optimizer: MasterAdamW,
+    out: Path,
+    *,
+    step: int,
+    fingerprint: str,
+    selection: LayerSelection | None = None,
+) -> Path:
+    """Write ``out/checkpoint-<step>`` as a whole or not at all, then drop all but the last two; returns the folder.
+
+    fingerprint names the run, so that no other run resumes from it. OSError when the disk is full.
+    """
+    final = out / f"checkpoint-{step}"
+    if final.is_dir():
+        return final
+    with atomic_folder(final) as folder:
+        save_delta(model, folder, selection)
+        tensors = {f"optimizer/{name}": tensor for name, tensor in optimizer.state_dict().items()}
+        tensors |= {f"rng/{name}": tensor for name, tensor in _random_states(model).items()}
+        metadata = {"slamkern_version": __version__, "format": STATE, "step": step, "fingerprint": fingerprint}
+        save_tensors(folder / f"{STATE}.safetensors", tensors, metadata)
+    for old in list_checkpoints(out)[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(out: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first; each is complete, for it got its name last."""
+    steps = {int(found[1]): path for path in out.glob("*") if (found := re.fullmatch(r"checkpoint-(\d+)", path.name))}
+    return [steps[step] for step in sorted(steps)]
+
+
+def restore_checkpoint(folder: Path, model: nn.Module, optimizer: MasterAdamW, *, fingerprint: str) -> int:
+    """Put trained weights, optimizer and random states back; returns the number of steps done.
+
+    SlamkernError for a damaged checkpoint, one of another run, and one of other trained tensors.
+    """
+    tensors, metadata = load_tensors(folder / f"{STATE}.safetensors", "training state")
+    if metadata.get("format") != STATE or metadata.get("fingerprint") != fingerprint:
+        raise SlamkernError(f"{folder} belongs to another run; choose another output folder")
+    optimizer.load_state_dict(_under("optimizer/", tensors))
+    loaded = load_delta(model, folder)
+    if set(loaded) != set(optimizer.parameters):
+        odd = sorted(set(loaded) ^ set(optimizer.parameters))[0]
+        raise SlamkernError(f"{folder} and this model do not train the same tensors (first difference: {odd})")
+    torch.set_rng_state(tensors["rng/cpu"])
+    for device in cuda_devices(model):
+        torch.cuda.set_rng_state(tensors[f"rng/cuda/{device.index}"], device)
+    return int(metadata["step"])
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder``: renamed to it if the block succeeds, removed if it does not.
+
+    ``folder`` must be absent or empty. Its files must be on disk when the block ends (``atomic_write`` sees to it).
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # mkdtemp made it private
+        _sync(temporary)
+        os.replace(temporary, folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _random_states(model: nn.Module) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    for device in cuda_devices(model):
+        states[f"cuda/{device.index}"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def cuda_devices(model: nn.Module) -> list[torch.device]:
+    """The CUDA devices that a model lives on, whose random states belong to a run."""
+    return sorted({p.device for p in model.parameters() if p.is_cuda}, key=lambda device: device.index)

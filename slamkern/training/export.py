@@ -1,0 +1,41 @@
+"""The whole model as a plain Hugging Face folder: config, weights, tokenizer, loadable without slamkern.
+
+Patched models keep their class and state_dict keys, so the export of one is that of its unpatched twin. Nothing is
+merged, quantised or cast.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from slamkern.errors import SlamkernError
+from slamkern.training.checkpoint import atomic_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def export(model: "PreTrainedModel", tokenizer: Any, folder: str | Path) -> Path:
+    """Write ``folder`` as a whole or not at all; returns it.
+
+    SlamkernError for a folder that is not empty, and for a model that cannot be saved. OSError when the disk is full.
+    """
+    folder = Path(folder)
+    if not hasattr(model, "save_pretrained"):
+        raise SlamkernError(f"{type(model).__name__} cannot be exported; a transformers model can")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SlamkernError(f"{folder} exists and is not an empty folder; export into a new one")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise SlamkernError("the model has weights on the meta device, which hold no values; load it before exporting")
+    with atomic_folder(folder) as temporary:
+        try:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        except SafetensorError as error:  # a full disk arrives as this, not as OSError
+            raise OSError(f"cannot write {folder}: {error}") from error
+        for file in temporary.iterdir():
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
+    return folder

@@ -1,0 +1,231 @@
+"""The training loop: translation pairs in, the tensors that require a gradient fine-tuned, everything else untouched.
+
+One step: the summed loss of ``accumulation`` micro-batches, each a row of up to ``tokens_per_batch`` packed tokens,
+divided by the supervised tokens of the whole step, so that how a step is cut into micro-batches does not matter;
+clipping by global norm; AdamW on float32 masters; the learning-rate schedule. Only response tokens are supervised.
+
+Files in ``out``: see ``run_folder``. A killed run that is resumed ends bitwise where the unbroken one ends (on a CPU).
+One process: nothing here shards a model or a batch.
+"""
+
+import logging
+import math
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from slamkern.data.packing import render_sample
+from slamkern.data.pairs import Pair
+from slamkern.errors import SlamkernError
+from slamkern.modules.packed_attention import packed_attention
+from slamkern.selection.layers import LayerSelection
+from slamkern.selection.trainable import trainable_tensors, trained_parameters
+from slamkern.training.batches import mean_loss, padded_positions, plan_steps, sum_loss, supervised_tokens, tokenize
+from slamkern.training.checkpoint import (
+    cuda_devices,
+    load_delta,
+    restore_checkpoint,
+    save_checkpoint,
+    save_delta,
+)
+from slamkern.training.compile import compiled_layers
+from slamkern.training.config import TrainConfig, TrainResult
+from slamkern.training.fp8 import frozen_in_fp8
+from slamkern.training.interrupt import StopAtStep
+from slamkern.training.loss import describe_head, read_head
+from slamkern.training.memory_budget import parse_bytes, recomputing
+from slamkern.training.optimizer import MasterAdamW, learning_rate
+from slamkern.training.run_folder import RunFolder, open_run, read_identity, restore_freeze, run_identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["TrainConfig", "TrainResult", "train"]
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    model: "PreTrainedModel",
+    tokenizer: Any,
+    pairs: Sequence[Pair],
+    config: TrainConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    selection: LayerSelection | None = None,
+    resume: bool = False,
+    held_out: Sequence[Pair] | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Fine-tune exactly the parameters that require a gradient (see ``apply_selection``) on translating ``pairs``.
+
+    out: folder for logs, checkpoints and the resulting delta; None writes nothing. selection: saved beside the delta;
+    it must be the one that was applied. resume: go on in ``out`` where the run stopped, or start if it never began.
+    held_out: pairs to measure before and after. The random state of the caller and the model's mode are kept.
+
+    SlamkernError: nothing to train, nothing to train on, a folder of another run, a loss that is not finite (before
+    the weights change). KeyboardInterrupt: at the end of the step, after saving a checkpoint where ``out`` is given.
+    """
+    config = config or TrainConfig()
+    out = None if out is None else Path(out)
+    _check(model, selection, out, resume)
+    examples = tokenize(pairs, tokenizer, config)
+    unseen = tokenize(held_out, tokenizer, config) if held_out else []
+    lengths = [len(example.input_ids) for example in examples]
+    steps = plan_steps(lengths, config)
+    identity = run_identity(model, examples, unseen, asdict(config))
+    run = RunFolder(None, identity) if out is None else open_run(out, identity, resume=resume)
+    run.write_samples([render_sample(example, tokenizer) for example in examples[:3]])
+    if out is not None and run.finished:
+        log.info("%s is finished; loading its result", out)
+        load_delta(model, out)
+        run.go_back_to(len(steps))
+        return TrainResult.of(model, run.rows, run.held_out, out)
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=cuda_devices(model)))
+        torch.manual_seed(config.seed)
+        stack.callback(model.train, model.training)
+        model.train()
+        if config.packing:
+            stack.enter_context(packed_attention(model))
+        if config.gradient_checkpointing and not model.is_gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            stack.callback(model.gradient_checkpointing_disable)
+
+        if config.frozen_precision == "fp8":
+            # Copies for the backward only where memory is no concern.
+            log.info(stack.enter_context(frozen_in_fp8(model, keep_transposed=config.memory_budget is None)))
+        head = read_head(model)
+        log.info(describe_head(head))
+        if config.memory_budget is not None:
+            plan = recomputing(
+                model,
+                max(sum(lengths[index] for index in batch) for step in steps for batch in step),
+                parse_bytes(config.memory_budget),
+                length=max(lengths),
+                accumulation=config.accumulation,
+                head=head,
+            )
+            stack.enter_context(plan)
+        if config.compile:
+            stack.enter_context(compiled_layers(model))
+        optimizer = MasterAdamW(
+            trained_parameters(model).items(), betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+        )
+        stack.callback(optimizer.clear_gradients)
+        checkpoint = run.latest_checkpoint()
+        start = 0
+        if checkpoint is not None:
+            start = restore_checkpoint(checkpoint, model, optimizer, fingerprint=run.fingerprint)
+            log.info("resuming after step %d of %d", start, len(steps))
+        run.go_back_to(start)
+        board = stack.enter_context(run.tensorboard()) if config.tensorboard else None
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        if unseen and start == 0:
+            run.note_held_out("before", mean_loss(model, head, unseen, config, pad_id))
+
+        _reset_peak_memory(model)
+        bar = stack.enter_context(
+            tqdm(total=len(steps), initial=start, desc="train", unit="step", disable=not progress)
+        )
+        stop = stack.enter_context(StopAtStep())
+        for done in range(start, len(steps)):
+            started = time.perf_counter()
+            batches = [[examples[index] for index in batch] for batch in steps[done]]
+            supervised = sum(supervised_tokens(batch) for batch in batches)
+            rate = learning_rate(done, len(steps), config.learning_rate, config.warmup_steps, config.schedule)
+            total = torch.zeros((), device=model.device)
+            for batch in batches:
+                part = sum_loss(model, head, batch, config.packing, pad_id) / supervised
+                part.backward()
+                optimizer.collect_gradients()
+                total += part.detach()
+            loss = float(total)  # device sync, once a step
+            if missing := optimizer.without_gradient():
+                raise SlamkernError(f"the loss does not depend on {missing[0]}, so it cannot be trained; freeze it")
+            norm = optimizer.clip(config.clip)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise SlamkernError(
+                    f"step {done + 1}: loss {loss}, gradient norm {norm}; stopped before the weights changed"
+                    f" (last checkpoint: {run.latest_checkpoint() or 'none'}). Lower learning_rate,"
+                    f" now {rate:g}, or look for NaN in the model's weights"
+                )
+            optimizer.step(rate)
+
+            tokens = sum(len(example.input_ids) for batch in batches for example in batch)
+            positions = tokens if config.packing else sum(padded_positions(batch) for batch in batches)
+            row = {
+                "step": done + 1,
+                "loss": loss,
+                "lr": rate,
+                "grad_norm": norm,
+                "tokens": tokens,
+                "supervised_tokens": supervised,
+                "tokens_per_second": tokens / (time.perf_counter() - started),
+                "peak_memory_bytes": _peak_memory(model),
+                "padding_share": 1 - tokens / positions,
+            }
+            run.append(row)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+            if (done + 1) % config.log_every == 0 or done + 1 == len(steps):
+                log.info("step %d/%d loss %.4f, %.0f tokens/s", done + 1, len(steps), loss, row["tokens_per_second"])
+                if board is not None:
+                    for name in ("loss", "lr", "grad_norm", "tokens_per_second"):
+                        board.add_scalar(name, row[name], done + 1)
+            due = config.save_every and (done + 1) % config.save_every == 0
+            if out is not None and (due or stop.requested):
+                run.sync()
+                save_checkpoint(model, optimizer, out, step=done + 1, fingerprint=run.fingerprint, selection=selection)
+            if stop.requested:
+                where = (
+                    f"saved in {out}; go on with resume=True" if out is not None else "without out, nothing is saved"
+                )
+                raise KeyboardInterrupt(f"stopped after step {done + 1} of {len(steps)}: {where}")
+        if unseen:
+            run.note_held_out("after", mean_loss(model, head, unseen, config, pad_id))
+        if out is not None:
+            run.sync()
+            save_delta(model, out, selection)
+    return TrainResult.of(model, run.rows, run.held_out, out)
+
+
+def _check(model: "PreTrainedModel", selection: LayerSelection | None, out: Path | None, resume: bool) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise SlamkernError("the model has weights on the meta device, which hold no values; load it before training")
+    if resume and out is None:
+        raise SlamkernError("resume=True needs out, the folder of the run to go on with")
+    if resume and out is not None and (out / "run.json").exists():
+        restore_freeze(model, read_identity(out)["trained"], out)
+    trainable = trainable_tensors(model)
+    if not trained_parameters(model):
+        raise SlamkernError("no parameter requires a gradient; call apply_selection(model, selection) before training")
+    layers = {entry.layer for entry in trainable}
+    if selection is not None and layers != set(selection.layers):
+        raise SlamkernError(
+            f"the selection names layers {sorted(selection.layers)}, but {sorted(layers)} are trainable;"
+            " call apply_selection(model, selection) before training"
+        )
+
+
+def _reset_peak_memory(model: "PreTrainedModel") -> None:
+    for device in cuda_devices(model):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_memory(model: "PreTrainedModel") -> int:
+    """Bytes allocated at most on the model's GPUs since the start of the run; on the CPU, the process's own peak."""
+    devices = cuda_devices(model)
+    if devices:
+        return sum(torch.cuda.max_memory_allocated(device) for device in devices)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

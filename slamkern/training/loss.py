@@ -1,0 +1,244 @@
+"""Next-token loss on the supervised rows only, without a logits tensor of every token.
+
+    z_t = softcap(scale * (W h_t + b)),   softcap(z) = c * tanh(z / c) where the model has one
+    loss = sum over supervised t of  logsumexp(z_t) - z_t[y_t]
+    dh_t = W^T (scale * (1 - (z_t / c)^2) * (softmax(z_t) - onehot(y_t)))
+
+`frozen_head_cross_entropy` computes the loss and dh together in the forward, `chunk` supervised rows at a time, so the
+largest temporary is (chunk, vocabulary); a frozen head gets no gradient. `packed_loss` and `padded_loss` run a causal
+language model up to its last hidden state and apply it.
+
+Heads differ between models (multipliers, caps, layers in between). `read_head` reads what it knows from the config and
+then compares with the model's own logits; where they differ, or where the head is trained, the loss goes through the
+model's own head on the supervised rows and ordinary cross entropy. Nothing here shifts across a sequence boundary, and
+nothing reduces: losses are sums over tokens, so that the caller can divide by the count of a whole step.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from slamkern.data.packing import IGNORE, PackedBatch
+from slamkern.errors import SlamkernError
+from slamkern.modules.ffn import FFN
+from slamkern.modules.packed_attention import NAME, packed_attention
+from slamkern.modules.patch import fused_ffns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def frozen_head_cross_entropy(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    chunk: int = 1024,
+) -> Tensor:
+    """Summed cross entropy of a frozen output head, equal to ``F.cross_entropy(reduction="sum")``.
+
+    hidden: (..., width), any floating dtype; lm_head_weight: (vocabulary, width) of the same dtype; bias: (vocabulary,)
+    or None; labels: (...) int64, -100 where a row is not supervised (shifted already: row t predicts labels[t]).
+    Returns a float32 scalar (float64 for float64 inputs), 0 with a valid graph when no row is supervised. The head's
+    GEMMs run in the dtype of the weights, everything after them in float32. Errors: a head that requires a gradient.
+    """
+    if lm_head_weight.requires_grad or (bias is not None and bias.requires_grad):
+        raise SlamkernError("the output head requires a gradient; freeze it, or use torch's cross_entropy")
+    if hidden.shape[:-1] != labels.shape or chunk < 1:
+        raise SlamkernError(
+            f"hidden {tuple(hidden.shape)} must be labels {tuple(labels.shape)} and a width; chunk ({chunk}) at least 1"
+        )
+    head = Head(lm_head_weight, bias, scale, softcap)
+    return _FrozenHeadCrossEntropy.apply(hidden, labels, head, chunk)
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A linear output head: weight (vocabulary, width), bias (vocabulary,) or None, then scale, then softcap.
+
+    ``last_ffn``: the fused FFN of the last layer, after which no token reads another, so that it may skip some.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    last_ffn: FFN | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (rows, width) -> logits (rows, vocabulary), float32 or wider."""
+        logits = F.linear(hidden, self.weight, self.bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+class _FrozenHeadCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Head, chunk: int) -> Tensor:
+        need_dhidden = ctx.needs_input_grad[0]
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        targets = labels.reshape(-1)
+        grad = torch.zeros_like(rows) if need_dhidden else None
+        loss = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        for index in (targets != IGNORE).nonzero().squeeze(1).split(chunk):
+            target = targets[index, None]
+            logits = head.logits(rows[index])
+            normaliser = logits.logsumexp(dim=-1, keepdim=True)
+            loss += (normaliser - logits.gather(1, target)).sum()
+            if grad is None:
+                continue
+            dlogits = torch.exp(logits - normaliser)
+            dlogits.scatter_add_(1, target, torch.full_like(normaliser, -1.0))
+            if head.softcap is not None:
+                dlogits *= 1 - (logits / head.softcap).square_()
+            grad[index] = (dlogits * head.scale).to(head.weight.dtype) @ head.weight
+        if grad is not None:
+            ctx.save_for_backward(grad.view(hidden.shape))
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * grad_loss.to(grad.dtype), None, None, None
+
+
+def read_head(model: "PreTrainedModel") -> Head | None:
+    """The model's output head if it is frozen and linear up to a known multiplier and softcap, checked on eight tokens.
+
+    None means: use the model's own head. That is so when the head is trained, is not a plain ``nn.Linear``, or gives
+    logits that differ from the model's own by more than the rounding of its dtype. Draws no random numbers.
+    """
+    module = model.get_output_embeddings()
+    if type(module) is not nn.Linear or any(parameter.requires_grad for parameter in module.parameters()):
+        return None
+    config = model.config
+    # Cohere multiplies by logit_scale, Granite divides by logits_scaling; whoever means something else fails the check.
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    head = Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None))
+    ids = torch.arange(8, device=module.weight.device)[None] % module.weight.shape[0]
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    if config._attn_implementation == NAME:
+        borders = torch.tensor([0, 8], dtype=torch.int32, device=ids.device)
+        inputs |= {"cu_seqlens": borders, "max_seqlen": 8}
+    # Where the last layer's FFN is not fused, the last fused one feeds an attention.
+    last = [f for f in fused_ffns(model) if f.layer == config.num_hidden_layers - 1 and f.kind == "gated"]
+    skipping = replace(head, last_ffn=last[0]) if last else None
+    rows = torch.tensor([2, 5], device=ids.device)
+    few = None
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            expected = model(**inputs).logits[0].float()
+            actual = head.logits(_last_hidden(model, **inputs)[0]).float()
+            if skipping is not None:
+                with _skipping(skipping, rows):
+                    few = head.logits(_last_hidden(model, **inputs)[0, rows]).float()
+    finally:
+        model.train(was_training)
+    # A missed cap of 30 shifts a logit of 1 by 4e-4, a missed multiplier by far more. The bound is a few roundings,
+    # since a half-precision model rounds its logits again after each operation.
+    bound = 8 * torch.finfo(module.weight.dtype).eps * float(expected.abs().max())
+    if actual.shape != expected.shape or float((actual - expected).abs().max()) > bound:
+        return None
+    return skipping if few is not None and float((few - expected[rows]).abs().max()) <= bound else head
+
+
+@contextmanager
+def _skipping(head: Head, rows: Tensor) -> Iterator[None]:
+    """Within the block the last FFN computes these tokens (selected,) alone."""
+    if head.last_ffn is None:
+        yield
+        return
+    head.last_ffn.rows = rows
+    try:
+        yield
+    finally:
+        head.last_ffn.rows = None
+
+
+def describe_head(head: Head | None) -> str:
+    """One line for the log: which loss path a model takes and why."""
+    if head is None:
+        return "loss: the model's own output head on the supervised rows (it is trained, or not a plain linear head)"
+    cap = "" if head.softcap is None else f", softcap {head.softcap:g}"
+    scale = "" if head.scale == 1.0 else f", scale {head.scale:g}"
+    before = "" if head.last_ffn is None else "last FFN and "
+    return f"loss: {before}frozen linear head on the supervised rows, in chunks{scale}{cap}"
+
+
+def packed_loss(
+    model: "PreTrainedModel", batch: PackedBatch, *, head: Head | str | None = "check", chunk: int = 1024
+) -> Tensor:
+    """Summed loss over the supervised tokens of a packed batch, each sequence seeing only itself.
+
+    head: what `read_head` returned; the default reads and checks it anew, which costs a forward of eight tokens.
+    Inside ``packed_attention(model)`` the switch of attention is the caller's; it must be when activations are
+    recomputed in backward, because the recomputation needs the same attention.
+    """
+    head = read_head(model) if isinstance(head, str) else head
+    with _packed(model):
+        return _supervised_loss(model, batch.model_inputs, batch.shift_labels, head, chunk)
+
+
+def padded_loss(
+    model: "PreTrainedModel", batch: dict[str, Tensor], *, head: Head | str | None = "check", chunk: int = 1024
+) -> Tensor:
+    """The same sum over right-padded ``input_ids``, ``attention_mask`` and ``labels``, each (sequences, length)."""
+    head = read_head(model) if isinstance(head, str) else head
+    labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    return _supervised_loss(model, inputs, labels, head, chunk)
+
+
+def _supervised_loss(
+    model: "PreTrainedModel", inputs: dict[str, Any], labels: Tensor, head: Head | None, chunk: int
+) -> Tensor:
+    if head is not None:
+        supervised = (labels.flatten() != IGNORE).nonzero().squeeze(1)
+        # Checkpointing runs the FFN again in the backward, after this block.
+        once = not getattr(model, "is_gradient_checkpointing", False)
+        with _skipping(head, supervised) if once else nullcontext():
+            hidden = _last_hidden(model, **inputs)
+        return frozen_head_cross_entropy(
+            hidden,
+            head.weight,
+            labels.to(hidden.device),
+            bias=head.bias,
+            scale=head.scale,
+            softcap=head.softcap,
+            chunk=chunk,
+        )
+    # Positions that some sequence supervises: for one packed row exactly the supervised rows.
+    positions = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)
+    logits = model(**inputs, logits_to_keep=positions).logits
+    if logits.shape[1] != positions.numel():  # a model that does not know logits_to_keep returns every row
+        logits = logits[:, positions]
+    kept = labels[:, positions].to(logits.device)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits.flatten(0, 1), kept.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def _last_hidden(model: "PreTrainedModel", **inputs: Any) -> Tensor:
+    backbone = model.get_decoder()
+    return backbone(**inputs).last_hidden_state
+
+
+def _packed(model: "PreTrainedModel") -> AbstractContextManager[Any]:
+    if model.config._attn_implementation == NAME:
+        return nullcontext()
+    if torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False):
+        raise SlamkernError(
+            "gradient checkpointing recomputes attention in backward; enter packed_attention(model) around both"
+        )
+    return packed_attention(model)

@@ -1,0 +1,134 @@
+"""Compile every Triton kernel for a GPU that need not be there, and print what the machine code needs, as JSON.
+
+    python tests/compile_kernels.py 90            measure for sm_90
+    python tests/compile_kernels.py --write       measure for all targets and raise kernel_budgets.json to it
+
+Runs on its own, not under pytest: the tests set TRITON_INTERPRET, and an interpreted kernel cannot be compiled.
+Tile sizes come from slamkern.kernels.launch, so that what is compiled here is what is launched there, with the
+specialisation Triton makes at run time. The cases are in kernel_cases.py.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # a test that imports this to read it has chosen the interpreter for its whole process
+    os.environ["TRITON_INTERPRET"] = "0"
+
+import triton
+from support.kernel_cases import IMPOSSIBLE, Case, cases  # noqa: F401 - the test reads all of them here
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from slamkern.kernels import launch
+
+TARGETS = (80, 90, 100)
+BUDGETS = Path(__file__).with_name("kernel_budgets.json")
+_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+_USAGE = (_TOOLS / "cuobjdump", "--dump-resource-usage")
+_CODE = (_TOOLS / "nvdisasm", "--print-code", "--no-dataflow")  # half the time of cuobjdump -sass
+
+
+def _tile_constants(tile: launch.Strip | launch.GemmTile) -> dict[str, int]:
+    if isinstance(tile, launch.Strip):
+        return {"BLOCK_T": tile.block_t, "BLOCK_N": tile.block_n}
+    return {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+
+
+def compile_case(case: Case, target: int) -> dict[str, Any]:
+    """Registers, shared memory and the instructions that matter, read from the machine code."""
+    names = case.kernel.arg_names
+    constants = {**_tile_constants(case.tile), **case.constants, **dict.fromkeys(case.absent)}
+    constants = {name: value for name, value in constants.items() if name in names}
+    signature = {name: "constexpr" if name in constants else case.types.get(name, "i32") for name in names}
+    # Triton specialises run-time pointers and integers divisible by 16, except what a kernel exempts.
+    aligned = [
+        index
+        for index, name in enumerate(names)
+        if signature[name].startswith("*")
+        or (signature[name] == "i32" and name not in case.kernel.do_not_specialize and name != "programs")
+    ]
+    source = ASTSource(
+        case.kernel,
+        signature,
+        {(names.index(name),): value for name, value in constants.items()},
+        {(index,): [["tt.divisibility", 16]] for index in aligned},
+    )
+    options = {
+        "num_warps": case.tile.num_warps,
+        "num_stages": getattr(case.tile, "stages", 3),
+        "maxnreg": getattr(case.tile, "max_registers", None),
+    }
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage, code = (
+            subprocess.run([*tool, cubin.name], capture_output=True, text=True, check=True).stdout
+            for tool in (_USAGE, _CODE)
+        )
+    instructions = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", code, re.MULTILINE)
+    count = {name: sum(bool(re.match(pattern, op)) for op in instructions) for name, pattern in _PATTERNS.items()}
+    count["no_narrow_loads"] = not count.pop("narrow_loads")
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "shared": compiled.metadata.shared,
+    } | count
+
+
+_PATTERNS = {
+    "spills": r"(STL|LDL)\b",
+    "vector_loads": r"LDG\.\S*(128|256)",
+    "narrow_loads": r"LDG\.\S*[US](8|16)\b",
+    "vector_stores": r"STG\S*\.(128|256)",
+    "vector_copies": r"LDGSTS\S*\.128",
+    "tma": r"UTMALDG",
+    "hmma": r"HMMA",
+    "wgmma": r"HGMMA",
+    "tcgen05": r"UTC\w*MMA",
+}
+
+
+def measure(target: int) -> dict[str, dict[str, Any]]:
+    """What each case needs, by name."""
+    return {name: compile_case(case, target) for name, case in cases(target).items()}
+
+
+def violations(measured: dict[str, Any], budget: dict[str, int], expect: tuple[str, ...]) -> list[str]:
+    """What a kernel does that it must not: spills, more registers or shared memory than budgeted, a slow path."""
+    found = [f"{measured[name]} {name}" for name in ("spills", "stack") if measured[name]]
+    found += [f"{measured[name]} {name}, budget {budget[name]}" for name in budget if measured[name] > budget[name]]
+    return found + [f"no {name}" for name in expect if not measured[name]]
+
+
+def write_budgets() -> None:
+    """Raise kernel_budgets.json to what is measured: it holds the maximum over the Triton versions this ran under.
+
+    To lower a budget, delete the file and run under each of them (3.6 and 3.7). Cases that are gone are dropped.
+    """
+    before = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
+    lines = []
+    for target in TARGETS:
+        needs = {
+            name: {
+                limit: max(need[limit], before.get(f"sm_{target}", {}).get(name, {}).get(limit, 0))
+                for limit in ("registers", "shared")
+            }
+            for name, need in measure(target).items()
+        }
+        rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(need)}" for name, need in needs.items())
+        lines.append(f' "sm_{target}": {{\n{rows}\n }}')
+    BUDGETS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        write_budgets()
+    else:
+        print(json.dumps(measure(int(sys.argv[1]))))

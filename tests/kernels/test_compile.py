@@ -1,0 +1,61 @@
+"""Every Triton kernel compiled for sm_80, sm_90 and sm_100, without a GPU: no spills, in budget, on the fast path."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+if importlib.util.find_spec("triton.backends.nvidia") is None:
+    pytest.skip("this triton has no NVIDIA backend", allow_module_level=True)
+
+SCRIPT = Path(__file__).with_name("compile_kernels.py")
+BUDGETS = json.loads(SCRIPT.with_name("kernel_budgets.json").read_text())
+
+
+def script():
+    """The functions of compile_kernels.py, to read and not to compile."""
+    spec = importlib.util.spec_from_file_location("compile_kernels", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("target", [80, 90, 100])
+def test_machine_code(target):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(SCRIPT.parents[2]), str(SCRIPT.parents[1])))}
+    done = subprocess.run([sys.executable, SCRIPT, str(target)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    measured, gate = json.loads(done.stdout), script()
+    assert set(measured) == set(BUDGETS[f"sm_{target}"]), "run: python tests/compile_kernels.py --write"
+    wrong = {
+        name: found
+        for name, case in gate.cases(target).items()
+        if (found := gate.violations(measured[name], BUDGETS[f"sm_{target}"][name], case.expect))
+    }
+    assert not wrong, "\n".join(f"sm_{target} {name}: {', '.join(found)}" for name, found in wrong.items())
+
+
+def test_what_a_target_cannot_have_is_named_with_its_reason():
+    gate = script()
+    lacking = {name.split()[0] for name in set(gate.cases(90)) - set(gate.cases(80))}
+    # TMA is another way to run a kernel that sm_80 has.
+    assert lacking - {"gated_linear"} == set(gate.IMPOSSIBLE[80]) == {"quantize_rows"}
+    assert "e4m3" in gate.IMPOSSIBLE[80]["quantize_rows"] and set(gate.cases(90)) == set(gate.cases(100))
+
+
+def test_the_gate_can_close():
+    budget = {"registers": 128, "shared": 1024}
+    good = {"spills": 0, "stack": 0, "registers": 128, "shared": 1024, "wgmma": 4}
+    violations = script().violations
+    assert violations(good, budget, ("wgmma",)) == []
+    assert violations(good | {"spills": 2, "stack": 8}, budget, ("wgmma",)) == ["2 spills", "8 stack"]
+    assert violations(good | {"registers": 129, "wgmma": 0}, budget, ("wgmma",)) == [
+        "129 registers, budget 128",
+        "no wgmma",
+    ]

@@ -1,0 +1,133 @@
+"""What only a GPU can show: production shapes, offsets past 2^31, CUDA graphs, no waiting for the device.
+
+The other kernel tests run on the GPU too when there is one (see kernel_checks.py); these are the ones the interpreter
+cannot or need not run.
+"""
+
+import pytest
+import torch
+from support.kernel_checks import ACTIVATIONS, assert_as_good, assert_moments, halves, language_ids, normal
+
+pytest.importorskip("triton")
+from slamkern import kernels
+from slamkern.ops import reference
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+BF16 = torch.bfloat16
+GIB = 2**30
+
+
+def needs_memory(gibibytes):
+    if torch.cuda.mem_get_info()[0] < gibibytes * GIB:
+        pytest.skip(f"needs {gibibytes} GiB of free GPU memory")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layout", ["grouped", "mixed"])
+@pytest.mark.parametrize("neurons", [11008, 4864, 1001])
+def test_statistics_at_production_shapes(neurons, layout, activation):
+    gate, up = halves(normal(2049, neurons, dtype=BF16), normal(2049, neurons, dtype=BF16, seed=1))
+    ids = language_ids(layout, 2049, 10)
+    hidden, *stats = kernels.swiglu_stats(gate, up, ids, 10, activation, "gate")
+    truth, *exact = reference.swiglu_stats(gate.double(), up.double(), ids, 10, activation, "gate")
+    assert_as_good(hidden, reference.swiglu(gate, up, activation), truth)
+    assert_moments(stats, exact)
+
+
+@pytest.mark.parametrize("save", [True, False])
+@pytest.mark.parametrize(("tokens", "width", "neurons"), [(2049, 4096, 11008), (500, 896, 4864), (64, 2048, 1000)])
+def test_gated_linear_at_production_shapes(tokens, width, neurons, save):
+    x = normal(tokens, width, dtype=BF16)
+    w_gate, w_up = (normal(neurons, width, dtype=BF16, seed=seed, scale=width**-0.5) for seed in (1, 2))
+    ids = language_ids("grouped", tokens, 10)
+    hidden, gate, up, stats = kernels.gated_linear(x, w_gate, w_up, ids, 10, "silu", "gate", save)
+    wide_gate, wide_up = x.double() @ w_gate.double().T, x.double() @ w_up.double().T
+    stock = x @ w_gate.T, x @ w_up.T
+    assert_as_good(hidden, reference.swiglu(*stock, "silu"), reference.swiglu(wide_gate, wide_up, "silu"))
+    if save:
+        assert_as_good(gate, stock[0], wide_gate)
+        assert_as_good(up, stock[1], wide_up)
+    exact = reference.swiglu_moments(wide_gate, None, ids, 10, "silu", "gate")
+    assert (stats[3] - exact[3]).abs().max() <= 2  # products that round to the other side of zero
+    assert_moments((*stats[:3], exact[3]), exact, tolerance=1e-5)
+    again = kernels.gated_linear(x, w_gate, w_up, ids, 10, "silu", "gate", save)[3]
+    assert all(torch.equal(first, second) for first, second in zip(stats, again, strict=True))
+
+
+@pytest.mark.parametrize(("heads", "keys", "width", "rotated"), [(32, 8, 128, 128), (9, 3, 64, 64), (5, 5, 80, 32)])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_rotary_at_production_shapes(heads, keys, width, rotated, inverse):
+    q, k = (normal(2, 2049, n, width, dtype=BF16, seed=n).transpose(1, 2) for n in (heads, keys))
+    cos, sin = (normal(1, 2049, rotated, dtype=BF16, seed=seed) for seed in (1, 2))
+    actual = kernels.rotary(q, k, cos, sin, inverse, BF16)
+    stock = reference.rotary(q, k, cos, sin, inverse, BF16)
+    truth = reference.rotary(q.double(), k.double(), cos.double(), sin.double(), inverse, torch.float64)
+    for one, other, exact in zip(actual, stock, truth, strict=True):
+        assert_as_good(one, other, exact)
+
+
+@pytest.mark.parametrize("chosen", [None, 37, 1100])
+def test_weight_grad_at_production_shapes(chosen):
+    grad, x = normal(4096, 11008, dtype=BF16), normal(4096, 4096, dtype=BF16, seed=1)
+    pick = None if chosen is None else torch.randperm(4096, generator=torch.Generator().manual_seed(0))[:chosen].cuda()
+    wide = grad.double().T @ x.double()
+    stock = grad.T @ x
+    for rows, cols in ((pick, None), (None, pick)):
+        truth, plain = (
+            full if pick is None else full[rows] if rows is not None else full[:, cols] for full in (wide, stock)
+        )
+        assert_as_good(kernels.sparse_weight_grad(grad, x, rows, cols), plain, truth)
+
+
+def test_offsets_past_two_to_the_31st():
+    needs_memory(24)
+    tokens, neurons = 200_000, 11008
+    gate = torch.zeros(tokens, neurons, dtype=BF16, device="cuda")
+    gate[-1] = 1.0
+    ids = torch.zeros(tokens, dtype=torch.int32, device="cuda")
+    ids[-1] = 1
+    hidden, count, mean, m2, active = kernels.swiglu_stats(gate, gate, ids, 2, "relu", "gate")
+    assert hidden[-1].eq(1).all() and not hidden[:-1].any()
+    assert count.tolist() == [tokens - 1, 1] and active[1].eq(1).all() and not active[0].any()
+    assert mean[1].eq(1).all() and not mean[0].any() and not m2.any()
+    del hidden
+    grad_gate, _, _ = kernels.swiglu_backward(gate, gate, None, "relu", False)
+    assert grad_gate[-1].eq(1).all() and not grad_gate[:-1].any()
+
+
+def test_captured_in_a_graph_without_waiting_for_the_device():
+    gate, up = normal(512, 1024, dtype=BF16), normal(512, 1024, dtype=BF16, seed=1)
+    weight = normal(1024, 1024, dtype=BF16, seed=2, scale=1 / 32)
+    heads, table = gate.view(1, 512, 16, 64).transpose(1, 2), up[None, :, :64].contiguous()
+    ids, rows = language_ids("mixed", 512, 4), torch.arange(0, 1024, 3, device="cuda")
+
+    def step():
+        return (
+            kernels.swiglu(gate, up, "silu"),
+            *kernels.swiglu_stats(gate, up, ids, 4, "silu", "gate"),
+            *kernels.swiglu_backward(up, gate, up, "silu", True),
+            *kernels.gated_linear(gate, weight, weight, ids, 4, "silu", "hidden", False)[3],
+            kernels.sparse_weight_grad(gate, up, rows),
+            *kernels.rotary(heads, heads, table, table, False, BF16),
+        )
+
+    step()  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    gate.copy_(normal(512, 1024, dtype=BF16, seed=3))
+    graph.replay()
+    for actual, expected in zip(captured, step(), strict=True):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_tensors_need_not_live_on_the_current_device():
+    gate = normal(16, 64).to("cuda:1")
+    torch.testing.assert_close(kernels.swiglu(gate, gate, "silu"), reference.swiglu(gate, gate, "silu"))

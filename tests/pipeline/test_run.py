@@ -1,0 +1,126 @@
+"""A whole run on a tiny model: every contract file, resumption without doing anything twice, other runs refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+
+from slamkern.errors import SlamkernError
+from slamkern.evaluation import accuracy
+from slamkern.pipeline import run
+from slamkern.pipeline.config import RunConfig, build_config
+from slamkern.training import loop
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "data": {"path": "corpus:", "languages": ["de", "zh"], "limit": 16, "held_out": 2},
+    "probe": {"questions": 6, "groups": 3},
+    "select": {"k": 1, "bootstrap": 10},
+    "train": {"max_steps": 3, "learning_rate": 0.01, "prompt": "authors", "tokens_per_batch": 1024},
+    "evaluate": {"task": "corpus", "limit": 1, "languages": ["en", "de"], "prompt": "authors", "max_new_tokens": 4,
+                 "chrf_limit": 1, "english": "corpus:"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def configuration(model: Path, **changes: dict[str, Any]) -> RunConfig:
+    sections = {name: values | changes.get(name, {}) for name, values in SECTIONS.items()}
+    return build_config({"model": {"name": str(model), "dtype": "float32", "device": "cpu"}, **sections})
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    run.run(configuration(model_folder), out, progress=False)
+    return out
+
+
+def test_contract_files(finished: Path) -> None:
+    with safe_open(finished / "stats.safetensors", "pt") as stats:
+        count, active = stats.get_tensor("count"), stats.get_tensor("active")
+    assert count.shape == (3,) and active.shape == (3, 2, 64)
+    selection = json.loads((finished / "selection.json").read_text())
+    assert selection["layers"] == [0] and len(selection["scores"]) == 2 and len(selection["stability"]) == 2
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["steps"] == len(metrics["losses"]) == 3
+    assert metrics["trained_parameters"] == 2 * 32 * 64
+    assert metrics["tokens"] > 0 < metrics["tokens_per_second"] and metrics["peak_memory_bytes"] > 0
+    for moment in ("before", "after"):
+        assert set(metrics[moment]["translation"]) == {"de", "zh"}
+        assert set(metrics[moment]["translation"]["de"]) == {"loss", "chrf"}
+        assert set(metrics[moment]["evaluation"]["accuracy"]) == {"en", "de"}
+        assert len((finished / "evaluation" / moment / "predictions.jsonl").read_text().splitlines()) == 2
+    assert metrics["before"]["english_loss"] != metrics["after"]["english_loss"]
+    assert len((finished / "train/metrics.jsonl").read_text().splitlines()) == 3
+    assert (finished / "report.html").is_file() and (finished / "figures/loss.png").is_file()
+
+
+def test_alignment_lowers_the_held_out_loss(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for code, before in metrics["before"]["translation"].items():
+        assert metrics["after"]["translation"][code]["loss"] < before["loss"]
+
+
+def test_held_out_questions_are_not_trained_on(model_folder: Path) -> None:
+    aligned, held_out = run.alignment_pairs(configuration(model_folder))
+    assert len(held_out) == 4
+    assert not {pair.target for pair in aligned} & {pair.target for pair in held_out}
+    texts = run.probe_texts(configuration(model_folder), aligned)
+    assert list(texts) == ["en", "de", "zh"] and {len(questions) for questions in texts.values()} == {6}
+
+
+def test_finished_run_is_not_done_again(finished: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "load_model", lambda *_: pytest.fail("a finished run needs no model"))
+    metrics = run.run(configuration(model_folder), finished, progress=False)
+    assert metrics == json.loads((finished / "metrics.json").read_text())
+
+
+def test_interrupted_run_ends_where_the_unbroken_one_ends(
+    finished: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of each expensive stage; what was finished before is not made again."""
+    out = tmp_path / "run"
+    config = configuration(model_folder)
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for module, name in ((accuracy, "evaluate"), (loop, "train")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                run.run(config, out, progress=False)
+    stats_written = (out / "stats.safetensors").stat().st_mtime_ns
+    run.run(config, out, progress=False)
+    assert (out / "stats.safetensors").stat().st_mtime_ns == stats_written
+    for file in ("train/delta.safetensors", "stats.safetensors"):
+        with safe_open(out / file, "pt") as ours, safe_open(finished / file, "pt") as theirs:
+            assert set(ours.keys()) == set(theirs.keys())
+            assert all(torch.equal(ours.get_tensor(key), theirs.get_tensor(key)) for key in ours.keys())  # noqa: SIM118
+
+
+def test_other_folders_are_refused(finished: Path, model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SlamkernError, match=r"holds another run: select\.k was 1, now 2"):
+        run.run(configuration(model_folder, select={"k": 2}), finished, progress=False)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SlamkernError, match="not empty and holds no run"):
+        run.run(configuration(model_folder), tmp_path, progress=False)
+    with pytest.raises(SlamkernError, match="is a file"):
+        run.run(configuration(model_folder), tmp_path / "notes.txt", progress=False)
+
+
+def test_bad_data_leaves_no_folder(model_folder: Path, tmp_path: Path) -> None:
+    for data in ({"path": str(tmp_path / "absent")}, {"path": ""}, {"languages": ["de", "xx"]}):
+        with pytest.raises(SlamkernError):
+            run.run(configuration(model_folder, data=data), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

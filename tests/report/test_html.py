@@ -1,0 +1,115 @@
+"""The report: self-contained, true to the files it reads, honest about what is missing."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from slamkern.errors import SlamkernError
+from slamkern.probe.stats import ActivationStats
+from slamkern.report import figures
+from slamkern.report.html import write_report
+from slamkern.selection.layers import select_layers
+
+PNG = b"\x89PNG\r\n\x1a\n"
+LANGUAGES = ("en", "de", "th")
+
+
+def statistics() -> ActivationStats:
+    draw = torch.Generator().manual_seed(0)
+    count = torch.tensor([100, 120, 300])
+    active = (torch.rand(3, 4, 16, generator=draw) * count[:, None, None]).long()
+    mean = torch.randn(3, 4, 16, generator=draw, dtype=torch.float64)
+    return ActivationStats(LANGUAGES, "tiny<b>", "llama-4-8-16", "gate", count, mean, mean.square(), active)
+
+
+def metrics() -> dict[str, Any]:
+    evaluation = {
+        "task": "mgsm", "prompt": "metamath", "rule": "last number", "n": {"en": 4, "de": 4},
+        "accuracy": {"en": 75.0, "de": 25.0}, "strict": {"en": 75.0, "de": 0.0},
+        "intervals": {"en": [30.1, 95.4], "de": [4.6, 69.9]}, "average": 50.0, "average_interval": [26.0, 74.0],
+        "strict_average": 37.5,
+    }  # fmt: skip
+    before = {
+        "translation": {"de": {"loss": 3.25, "chrf": 11.5}, "th": {"loss": 4.5, "chrf": 3.5}},
+        "english_loss": 1.125, "evaluation": evaluation,
+    }  # fmt: skip
+    after = {
+        "translation": {"de": {"loss": 1.75, "chrf": 40.5}, "th": {"loss": 4.75, "chrf": 3.5}},
+        "english_loss": 1.25, "evaluation": evaluation | {"accuracy": {"en": 75.0, "de": 62.5}},
+    }  # fmt: skip
+    return {
+        "slamkern": "0.1.0", "model": "tiny<b>", "model_description": "Tiny, 1,000 parameters",
+        "data": {"path": "corpus:", "train_pairs": 90, "held_out_pairs": 10}, "training_prompt": "alpaca",
+        "steps": 3, "losses": [5.0, 4.0, 3.5], "tokens": 12345, "tokens_per_second": 678.9, "padding_share": 0.015,
+        "peak_memory_bytes": 2**30, "trained_parameters": 256, "total_parameters": 1000, "seconds": {"probe": 2.0},
+        "before": before, "after": after, "config": {"select": {"k": 2}},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    stats = statistics()
+    stats.save(tmp_path / "stats.safetensors")
+    select_layers(stats, 2, region="all").save(tmp_path / "selection.json")
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics()))
+    return tmp_path
+
+
+def test_page_is_self_contained_and_complete(folder: Path) -> None:
+    page = write_report(folder).read_text()
+    names = {"translation_loss", "accuracy", "loss", "selection", "scores", "active_neurons", "english_overlap"}
+    assert {path.stem for path in (folder / "figures").iterdir()} == names
+    inlined = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert {base64.b64decode(data) for data in inlined} == {p.read_bytes() for p in (folder / "figures").iterdir()}
+    assert all((folder / "figures" / f"{name}.png").read_bytes().startswith(PNG) for name in names)
+    assert not re.findall(r'(?:src|href)="(?!data:)', page) and "http" not in page
+    assert "tiny&lt;b&gt;" in page and "tiny<b>" not in page
+    for expected in (
+        "25.60 %",
+        "256 of 1,000",
+        "679",
+        "1,024 MiB",
+        "metamath",
+        "last number",
+        "alpaca",
+        "62.5",
+        "30 to 95",
+    ):
+        assert expected in page
+
+
+def test_better_and_worse_are_marked_as_measured(folder: Path) -> None:
+    page = write_report(folder).read_text()
+    assert '<td class="better">1.750</td>' in page and '<td class="better">40.5</td>' in page
+    assert '<td class="worse">4.750</td>' in page and "<td>3.5</td>" in page
+
+
+def test_partial_folder_says_what_is_missing(folder: Path) -> None:
+    (folder / "metrics.json").unlink()
+    page = write_report(folder).read_text()
+    assert "Not in this folder: metrics.json." in page and "Active neurons" in page
+    (folder / "stats.safetensors").unlink()
+    page = write_report(folder).read_text()
+    assert "Selected layers" in page and "Active neurons" not in page
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(SlamkernError, match="holds nothing to report"):
+        write_report(tmp_path)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(SlamkernError, match="not JSON"):
+        write_report(tmp_path)
+
+
+def test_figures_of_real_depth_and_of_one_layer() -> None:
+    for layers in (1, 40):
+        values = [[float(layer + column) for column in range(10)] for layer in range(layers)]
+        assert figures.layer_heatmap(values, list("abcdefghij"), "label", (0,)).startswith(PNG)
+        assert figures.layer_bars([row[0] for row in values], [0], "score", [1.0] * layers).startswith(PNG)
+    assert figures.loss_curve([1.0]).startswith(PNG)
+    assert figures.before_after({"de": 0.0}, {"de": 0.0}, "chrF").startswith(PNG)

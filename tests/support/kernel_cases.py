@@ -1,0 +1,170 @@
+"""What is compiled without a GPU: every kernel and feature at the tile sizes of production (see compile_kernels.py).
+
+Matrices have 4096 tokens and rows of a multiple of 16 elements.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from slamkern.kernels import (
+    dual_gemm,
+    fp8,
+    glu,
+    glu_stats,
+    launch,
+    merge_moments,
+    rmsnorm,
+    rope,
+    weight_grad,
+)  # fmt: skip
+
+_STATS = {"language_ptr": "*i32", "count_ptr": "*i32", "mean_ptr": "*fp32", "m2_ptr": "*fp32", "active_ptr": "*i32"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One compilation: arguments that are absent are None, those neither pointers nor constants are int32."""
+
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    tile: launch.Strip | launch.GemmTile
+    absent: tuple[str, ...] = ()
+    expect: tuple[str, ...] = field(default=())
+
+
+def _pointers(dtype: str, *names: str) -> dict[str, str]:
+    return {f"{name}_ptr": f"*{dtype}" for name in names}
+
+
+def _elementwise() -> dict[str, Case]:
+    wide = ("vector_loads", "no_narrow_loads", "vector_stores")
+    four = {2: launch.strip(11008, 2, 4, 4), 4: launch.strip(11008, 4, 4, 4)}
+    two = {2: launch.strip(11008, 2, 4, 2), 4: launch.strip(11008, 4, 4, 2)}
+    forward, backward, stats = (
+        glu.swiglu_kernel,
+        glu.swiglu_backward_kernel,
+        glu_stats.swiglu_stats_kernel,
+    )
+    matrices, grads = ("gate", "up", "hidden"), ("grad", "gate", "up", "grad_gate", "grad_up", "hidden")
+    gate = {"OBSERVE": "gate", "LANGUAGES": 16}
+    hidden = {"OBSERVE": "hidden", "LANGUAGES": 32}
+    merge = {
+        **_pointers("i32", "part_count", "part_active"),
+        **_pointers("fp32", "part_mean", "part_m2"),
+        **_pointers("i64", "count", "active"),
+        **_pointers("fp64", "mean", "m2"),
+    }
+    blocks = {"BLOCK_P": merge_moments.Merger._BLOCK_P}
+    merge_tile = launch.Strip(0, merge_moments.Merger._BLOCK_N, 4)
+    row = launch.whole_rows(4096, 2)
+    norm = {**_pointers("bf16", "x", "weight", "y", "grad", "dx"), **_pointers("fp32", "rstd"), "eps": "fp32"}
+    return {
+        "swiglu bf16 silu": Case(forward, _pointers("bf16", *matrices), {"ACTIVATION": "silu"}, four[2], (), wide),
+        "swiglu fp32 gelu plain": Case(
+            forward, _pointers("fp32", *matrices), {"ACTIVATION": "gelu"}, four[4], ("up_ptr",), wide
+        ),
+        "swiglu_backward bf16 silu": Case(
+            backward, _pointers("bf16", *grads), {"ACTIVATION": "silu"}, four[2], ("hidden_ptr",), wide
+        ),
+        "swiglu_backward bf16 silu lowest": Case(
+            backward, _pointers("bf16", *grads), {"ACTIVATION": "silu"}, four[2], ("grad_gate_ptr",), wide
+        ),
+        "swiglu_backward bf16 gelu hidden": Case(
+            backward, _pointers("bf16", *grads), {"ACTIVATION": "gelu"}, four[2], (), wide
+        ),
+        "swiglu_backward fp16 gelu_tanh plain": Case(
+            backward, _pointers("fp16", *grads), {"ACTIVATION": "gelu_tanh"}, four[2], ("up_ptr", "grad_up_ptr"), wide
+        ),
+        "swiglu_stats bf16 silu gate": Case(
+            stats, _pointers("bf16", *matrices) | _STATS, {"ACTIVATION": "silu"} | gate, two[2], (), wide
+        ),
+        "swiglu_stats bf16 gelu hidden": Case(
+            stats, _pointers("bf16", *matrices) | _STATS, {"ACTIVATION": "gelu"} | hidden, two[2], (), wide
+        ),
+        "swiglu_stats bf16 gelu_tanh hidden": Case(
+            stats, _pointers("bf16", *matrices) | _STATS, {"ACTIVATION": "gelu_tanh"} | hidden, two[2], (), wide
+        ),
+        "swiglu_stats fp32 silu gate": Case(
+            stats, _pointers("fp32", *matrices) | _STATS, {"ACTIVATION": "silu"} | gate, two[4], (), wide
+        ),
+        "swiglu_moments bf16 silu": Case(
+            stats,
+            _pointers("bf16", *matrices) | _STATS,
+            {"ACTIVATION": "silu"} | gate,
+            two[2],
+            ("up_ptr", "hidden_ptr"),
+            wide[:2],
+        ),
+        "merge_partials": Case(merge_moments.merge_partials_kernel, merge, {"CONTINUE": True} | blocks, merge_tile),
+        "rms_norm bf16": Case(rmsnorm.rms_norm_kernel, norm, {"STYLE": "rounded"}, row, (), wide),
+        "rms_norm_backward bf16": Case(rmsnorm.rms_norm_backward_kernel, norm, {"STYLE": "rounded"}, row, (), wide),
+    }
+
+
+def _rotary() -> dict[str, Case]:
+    """Heads of 128 rotated whole, and heads of 64 of which 48 are (the backward, whose gradients are bfloat16)."""
+    wide = ("vector_loads", "no_narrow_loads", "vector_stores")
+    types = _pointers("bf16", "q", "k", "cos", "sin", "q_out", "k_out")
+    whole = {"WIDTH": 128, "ROTATED": 128, "BLOCK_P": 1, "INVERSE": False, "HEADS": rope.HEADS}
+    partial = whole | {"WIDTH": 64, "ROTATED": 48, "BLOCK_P": 16, "INVERSE": True}
+    single = types | _pointers("fp32", "cos", "sin")
+    kernel = rope.rotary_kernel
+    return {
+        "rotary bf16": Case(kernel, types, whole, rope.tile_of(128, 2), (), wide),
+        "rotary bf16 fp32 table": Case(kernel, single, whole, rope.tile_of(128, 2), (), wide),
+        "rotary backward bf16 partial": Case(kernel, types, partial, rope.tile_of(48, 2), (), wide),
+    }
+
+
+def _quantisation() -> dict[str, Case]:
+    types = {**_pointers("bf16", "x"), **_pointers("fp32", "multiplier", "scale"), **_pointers("fp8e4nv", "values")}
+    kernel, fast = fp8.quantize_rows_kernel, ("vector_loads", "no_narrow_loads")
+    # Inputs of a Linear as they are, gradients times a weight's scales; the widest row is a down projection's input.
+    return {
+        "quantize_rows bf16": Case(kernel, types, {}, launch.whole_rows(4096, 2), ("multiplier_ptr",), fast),
+        "quantize_rows bf16 multiplier": Case(kernel, types, {}, launch.whole_rows(4096, 2), (), fast),
+        "quantize_rows bf16 wide multiplier": Case(kernel, types, {}, launch.whole_rows(14336, 2), (), fast),
+    }
+
+
+# Kernels that a target cannot have, and why: they are left out of its cases.
+IMPOSSIBLE = {80: {"quantize_rows": "sm_80 has no e4m3 numbers"}}
+
+
+def _gemms(target: int) -> dict[str, Case]:
+    capability = (target // 10, target % 10)
+    unit = {80: "hmma", 90: "wgmma", 100: "tcgen05"}[target]
+    (tile, *_), (single, *_) = launch.dual_gemm(4096, 2, capability), launch.dual_gemm(4096, 4, capability)
+    matrices = ("x", "w_gate", "w_up", "hidden", "gate", "up")
+    constants = {"ACTIVATION": "silu", "OBSERVE": "gate", "WIDEN": False, "GROUP_M": 8}
+    projections, loads = ("gate_ptr", "up_ptr"), (unit, "vector_copies")
+    pointers = {
+        "gated_linear bf16 statistics projections": ("bf16", tile, (), loads),
+        "gated_linear fp32 statistics": ("fp32", single, projections, ()),
+    }
+    if target < 90:
+        pointers["gated_linear bf16 statistics"] = ("bf16", tile, projections, loads)
+    cases = {
+        name: Case(dual_gemm.gated_linear_kernel, _pointers(dtype, *matrices) | _STATS, constants, size, absent, expect)
+        for name, (dtype, size, absent, expect) in pointers.items()
+    }
+    if target >= 90:
+        rows, weights = (f"tensordesc<bf16[{n},{tile.block_k}]>" for n in (tile.block_m, tile.block_n))
+        types = {"x_map": rows, "w_gate_map": weights, "w_up_map": weights} | _pointers("bf16", "hidden") | _STATS
+        cases["gated_linear maps bf16 statistics"] = Case(
+            dual_gemm.gated_linear_tma_kernel, types, constants, tile, projections, (unit, "tma")
+        )
+    chosen = _pointers("bf16", "grad", "x", "out") | _pointers("i64", "rows", "cols")
+    for name, absent in (("all", ("rows_ptr", "cols_ptr")), ("rows", ("cols_ptr",)), ("columns", ("rows_ptr",))):
+        size = launch.weight_grad(2, capability)[0]
+        cases[f"weight_grad bf16 {name}"] = Case(
+            weight_grad.weight_grad_kernel, chosen, {"WIDEN": False}, size, absent, (unit,)
+        )
+    return cases
+
+
+def cases(target: int) -> dict[str, Case]:
+    """Every kernel and feature at the tile sizes of production, for compute capability ``target / 10``."""
+    every = _elementwise() | _rotary() | _quantisation() | _gemms(target)
+    return {name: case for name, case in every.items() if name.split()[0] not in IMPOSSIBLE.get(target, {})}
