@@ -14,7 +14,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,14 +148,7 @@ def _take(entry: _Measured, runner: Runner, examples: Sequence[Example], *, firs
     device = runner.model.device
     entry.positions += runner.positions(examples)
     if first:
-        counting: AbstractContextManager[Any] = flop_counter()
-        if entry.variant.compiled:
-            # A layer that is first called under a counter (a dispatch mode) is never compiled again.
-            with torch.compiler.set_stance("force_eager"), counting as counter:
-                runner.rehearse(examples)
-            runner.rehearse(examples)  # compiles
-            counting = nullcontext(counter)
-        with counting as counter, peak_growth(device) as grown:
+        with flop_counter() as counter, peak_growth(device) as grown:
             entry.losses.append(runner.backward(examples))
         runner.update()
         entry.flops = counter.get_total_flops()

@@ -11,7 +11,6 @@ hf_freeze_packed       the same, packed rows; attention confined by slamkern's a
 liger_freeze           the same with Liger-Kernel's norms, rotary, SwiGLU and fused loss
 lora                   adapters of rank 16 on the same projections of the same layers (PEFT), packed
 slamkern               patched model, packed, loss of a frozen head on the supervised rows
-slamkern_compiled      the same, decoder layers through torch.compile
 slamkern_fp8           slamkern with frozen weights in FP8; on a GPU only
 =====================  ==========================================================================================
 
@@ -36,7 +35,7 @@ from slamkern.modules.fp8_linear import resident_tensors
 from slamkern.modules.packed_attention import packed_attention
 from slamkern.modules.patch import patch_model
 from slamkern.selection.trainable import apply_selection, trained_parameters
-from slamkern.training import compile, fp8
+from slamkern.training import fp8
 from slamkern.training.batches import supervised_tokens
 from slamkern.training.loss import packed_loss, read_head
 from slamkern.training.optimizer import MasterAdamW
@@ -58,7 +57,6 @@ class Variant:
     trained: Literal["selected", "all", "lora"] = "selected"
     checkpointing: Literal["none", "reentrant", "plain"] = "none"
     engine: Literal["transformers", "liger", "slamkern", "slamkern_fp8"] = "transformers"
-    compiled: bool = False
 
     @property
     def patched(self) -> bool:
@@ -81,7 +79,6 @@ VARIANTS: dict[str, Variant] = {
         Variant("liger_freeze", "packed", engine="liger"),
         Variant("lora", "packed", trained="lora"),
         Variant("slamkern", "packed", engine="slamkern"),
-        Variant("slamkern_compiled", "packed", engine="slamkern", compiled=True),
         Variant("slamkern_fp8", "packed", engine="slamkern_fp8"),
     )
 }
@@ -95,8 +92,6 @@ def absent(variant: Variant, device: torch.device) -> str | None:
         return fp8.why_not(device)
     if variant.engine == "liger" and device.type != "cuda":
         return "Liger-Kernel needs a CUDA device"
-    if variant.compiled and (reason := compile.why_not(device)):
-        return reason
     needed = {"liger": "liger_kernel"}.get(variant.engine) or ("peft" if variant.trained == "lora" else None)
     if needed and importlib.util.find_spec(needed) is None:
         return f"{needed} is not installed (extra bench)"
@@ -143,8 +138,6 @@ class Runner:
             if reentrant:
                 model.enable_input_require_grads()
         self.head = read_head(model) if variant.patched else None
-        if variant.compiled:
-            self._stack.enter_context(compile.compiled_layers(model))
         trained = trained_parameters(model)
         self.trained_parameters = sum(parameter.numel() for parameter in trained.values())
         self.optimizer: MasterAdamW | torch.optim.AdamW = (

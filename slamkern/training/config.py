@@ -21,7 +21,6 @@ class TrainConfig:
     without packed attention. gradient_checkpointing: recompute activations in backward, for less memory.
     memory_budget: like "24GB"; as few FFNs as it takes for a step to fit recompute gate and up (see memory_budget.py).
     frozen_precision: "model", the dtype the model is in, or "fp8" for the frozen Linears of its layers (see fp8.py).
-    compile: run the decoder layers through torch.compile (see compile.py).
     """
 
     learning_rate: float = 2e-5
@@ -42,7 +41,6 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     memory_budget: str | None = None
     frozen_precision: Literal["model", "fp8"] = "model"
-    compile: bool = False
     save_every: int = 0
     log_every: int = 10
     tensorboard: bool = False

@@ -36,7 +36,6 @@ from slamkern.training.checkpoint import (
     save_checkpoint,
     save_delta,
 )
-from slamkern.training.compile import compiled_layers
 from slamkern.training.config import TrainConfig, TrainResult
 from slamkern.training.fp8 import frozen_in_fp8
 from slamkern.training.interrupt import StopAtStep
@@ -116,8 +115,6 @@ def train(
                 head=head,
             )
             stack.enter_context(plan)
-        if config.compile:
-            stack.enter_context(compiled_layers(model))
         optimizer = MasterAdamW(
             trained_parameters(model).items(), betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
         )

@@ -196,16 +196,6 @@ def _layer_path(ffn: FFN) -> str:
     return ".".join(parts[: parts.index(str(ffn.layer)) + 1])
 
 
-def plan_recompute(
-    model: "PreTrainedModel", tokens_per_batch: int, budget_bytes: int, *, length: int = 64, accumulation: int = 1
-) -> frozenset[int]:
-    """The layers whose FFN must recompute gate and up for packed steps of so many tokens to fit ``budget_bytes``.
-
-    The least recomputation that fits; raises SlamkernError, naming the bytes needed, where none does.
-    """
-    return footprint(model, length=length, accumulation=accumulation).plan(tokens_per_batch, budget_bytes)
-
-
 @contextmanager
 def recomputing(
     model: "PreTrainedModel",

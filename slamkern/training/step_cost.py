@@ -105,18 +105,6 @@ class Dimensions:
         ffns += 2 * sum(ffn_tokens[layer] for layer in trained)
         return forward + input_gradients + ffns * one_projection
 
-    def least_saved(self, itemsize: int = 2) -> dict[str, float]:
-        """Bytes a frozen layer above the lowest trained one must keep per token, by component.
-
-        Each norm its input and one float32 statistic; attention q, k, v, its output and a float32 logsumexp a head; the
-        FFN gate and up. Together 4D + 2G + 2F + 8 + 4H bytes (D, G, F: bytes of the hidden size, keys, neurons).
-        """
-        return {
-            "norms": 2 * (self.hidden * itemsize + 4),
-            "attention": 2 * (self.heads_width + self.key_value_width) * itemsize + 4 * self.heads,
-            "ffn": 2 * self.neurons * itemsize,
-        }
-
 
 class SavedBytes:
     """Bytes that autograd keeps for the backward, by the module that was running; parameters and buffers excluded.

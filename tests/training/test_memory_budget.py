@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.saved_floor import minimum_saved
 from support.tiny_models import tiny_model
 
 import slamkern
@@ -15,7 +16,7 @@ from slamkern.modules.packed_attention import packed_attention
 from slamkern.modules.patch import fused_ffns
 from slamkern.selection.trainable import trained_parameters
 from slamkern.training.loss import packed_loss, read_head
-from slamkern.training.memory_budget import footprint, parse_bytes, plan_recompute
+from slamkern.training.memory_budget import footprint, parse_bytes
 from slamkern.training.optimizer import MasterAdamW
 from slamkern.training.step_cost import Dimensions, peak_growth
 
@@ -62,7 +63,7 @@ def recompute_in(model, layers):
 def test_a_frozen_llama_layer_keeps_the_least_it_can(dtype, heads, layers):
     model = prepared(dtype=dtype, layers=layers, num_key_value_heads=heads)
     measured = footprint(model)
-    least = sum(Dimensions.of(model.config).least_saved(dtype.itemsize).values())
+    least = sum(minimum_saved(Dimensions.of(model.config), dtype.itemsize).values())
     hidden, neurons = SHAPE["hidden_size"] * dtype.itemsize, SHAPE["intermediate_size"] * dtype.itemsize
     width = {"D": hidden, "G": hidden * heads // 4, "F": neurons, "H": 4}
     assert least == 4 * width["D"] + 2 * width["G"] + 2 * width["F"] + 8 + 4 * width["H"]
@@ -124,15 +125,15 @@ def test_what_cannot_fit_says_how_much_it_needs_and_what_would():
     measured = footprint(model)
     least = measured.total(TOKENS, measured.recomputable)
     with pytest.raises(slamkern.SlamkernError, match=r"of 250 tokens needs .* GB .* micro-batches of \d+ tokens would"):
-        plan_recompute(model, TOKENS, least - 1)
+        measured.plan(TOKENS, least - 1)
     with pytest.raises(slamkern.SlamkernError, match="train fewer layers"):
-        plan_recompute(model, TOKENS, measured.weights)
-    assert plan_recompute(model, TOKENS, least) == set(measured.recomputable)
+        measured.plan(TOKENS, measured.weights)
+    assert measured.plan(TOKENS, least) == set(measured.recomputable)
     assert not any(ffn.recompute for ffn in fused_ffns(model))
     # Summed gradients outlive a micro-batch.
     assert footprint(model, accumulation=2).state > measured.state
     with pytest.raises(slamkern.SlamkernError, match="patch_model"):
-        plan_recompute(slamkern.unpatch_model(model), TOKENS, least)
+        footprint(slamkern.unpatch_model(model))
 
 
 def test_amounts_of_memory():

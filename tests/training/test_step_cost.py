@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.saved_floor import minimum_saved
 
 from slamkern.bench.workload import shape_builder
 from slamkern.data.packing import IGNORE, Example, collate
@@ -47,8 +48,8 @@ def test_the_least_is_what_the_method_promises():
     forward = 2 * 1000 * 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     head = 2 * 2 * 1000 * 4096 * 32000  # logits and the gradient of their input
     assert (dimensions.least_flops(tokens, 1000, range(6)) - head) / forward == pytest.approx(2.08, abs=0.03)
-    assert dimensions.least_saved()["ffn"] == 4 * 11008
-    assert sum(dimensions.least_saved().values()) == 4 * 8192 + 2 * 8192 + 2 * 22016 + 8 + 4 * 32  # 91 KiB
+    assert minimum_saved(dimensions)["ffn"] == 4 * 11008
+    assert sum(minimum_saved(dimensions).values()) == 4 * 8192 + 2 * 8192 + 2 * 22016 + 8 + 4 * 32  # 91 KiB
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -80,7 +81,7 @@ def test_transformers_keeps_more():
     apply_selection(model.train(), (1,))
     with packed_attention(model), SavedBytes(model) as saved:
         model(**collate(EXAMPLES).model_inputs)
-    least = Dimensions.of(model.config).least_saved()
+    least = minimum_saved(Dimensions.of(model.config))
     parts = ("mlp", "self_attn", "input_layernorm")
     per_token = {part: saved.of(f"model.layers.4.{part}") / sum(LENGTHS) for part in parts}
     assert per_token == {"mlp": 1.5 * least["ffn"], "self_attn": least["attention"], "input_layernorm": 4 * 128 + 4}
@@ -92,7 +93,7 @@ def saved_by_layer(shape, trained):
     batch = collate(EXAMPLES)
     with packed_attention(model), SavedBytes(model) as saved:
         packed_loss(model, batch, head=head)
-    return saved, Dimensions.of(model.config).least_saved()
+    return saved, minimum_saved(Dimensions.of(model.config))
 
 
 def test_peak_growth_counts_what_is_alive_at_once():
