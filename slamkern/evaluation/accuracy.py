@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from slamkern.data.prompts import Prompt, get_prompt
 from slamkern.data.tasks import Question, load_task
@@ -19,6 +18,7 @@ from slamkern.errors import SlamkernError
 from slamkern.evaluation.generation import generate
 from slamkern.evaluation.predictions import Prediction, PredictionLog
 from slamkern.evaluation.scoring import EvaluationResult, judge, summarize
+from slamkern.progress import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,8 +94,8 @@ def evaluate_questions(
             names=[q.id for q in open_questions],
         )  # fmt: skip
         done = len(questions) - len(open_questions)
-        with tqdm(
-            total=len(questions), initial=done, desc=f"evaluate {task}", unit="question", disable=not progress
+        with progress_bar(
+            total=len(questions), initial=done, desc=f"evaluate {task}", unit="question", show=progress
         ) as bar:
             for index, output in answers:
                 question = open_questions[index]

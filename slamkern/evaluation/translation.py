@@ -9,13 +9,12 @@ to 100.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from slamkern.data.packing import IGNORE, Example, padded_batch, tokenize_pairs
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import Prompt, encode_prompts, get_prompt
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.generation import evaluating, generate, plan_batches
+from slamkern.progress import progress_bar
 from slamkern.training.loss import padded_loss, read_head
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def translation_quality(
         model, tokenizer, [prompts[index] for index in asked], max_new_tokens=max_new_tokens,
         batch_tokens=batch_tokens, names=[f"{pairs[i].source_language}: {pairs[i].source[:40]!r}" for i in asked],
     )  # fmt: skip
-    bar = tqdm(texts, total=len(asked), desc="translate", unit="text", disable=not progress)
+    bar = progress_bar(texts, total=len(asked), desc="translate", unit="text", show=progress)
     outputs = {asked[position]: text.strip() for position, text in bar}
     for code in languages:
         rows = [index for index in asked if pairs[index].source_language == code]

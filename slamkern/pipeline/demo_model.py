@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from slamkern.data.prompts import Prompt, get_prompt
 from slamkern.data.synthetic import LANGUAGES, Problem, generate
+from slamkern.progress import progress_bar
 
 CODES = tuple(LANGUAGES)
 EOS = "<|end|>"
@@ -145,7 +145,7 @@ def _pretrain(model: Any, rows: torch.Tensor, weights: torch.Tensor, size: Model
         optimizer, lambda step: min((step + 1) / 20, max(0.02, 1 - step / len(batches)))
     )
     model.train()
-    bar = tqdm(batches, desc="train the demo model", unit="step", disable=not progress)
+    bar = progress_bar(batches, desc="train the demo model", unit="step", show=progress)
     for batch, weight in bar:
         mask, positions = _confine(batch, model.config.eos_token_id)
         logits = model(input_ids=batch, attention_mask=mask, position_ids=positions, use_cache=False).logits

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from slamkern.data.languages import language
 from slamkern.data.packing import Example, collate
@@ -16,6 +15,7 @@ from slamkern.errors import SlamkernError
 from slamkern.modules.packed_attention import packed_attention, supports_packing
 from slamkern.probe.recorder import record_stats
 from slamkern.probe.stats import ActivationStats
+from slamkern.progress import progress_bar
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def collect_stats(
             packed_attention(model) if reason is None else nullcontext(),
             torch.no_grad(),
         ):
-            for batch in tqdm(batches, desc="probe", unit="batch", disable=not progress):
+            for batch in progress_bar(batches, desc="probe", unit="batch", show=progress):
                 inputs = {
                     name: value.to(device) if isinstance(value, Tensor) else value
                     for name, value in batch.inputs.items()

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from slamkern.data.packing import render_sample
 from slamkern.data.pairs import Pair
 from slamkern.errors import SlamkernError
 from slamkern.modules.packed_attention import packed_attention
+from slamkern.progress import progress_bar
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
 from slamkern.training.batches import mean_loss, padded_positions, plan_steps, sum_loss, supervised_tokens, tokenize
@@ -132,7 +132,7 @@ def train(
 
         _reset_peak_memory(model)
         bar = stack.enter_context(
-            tqdm(total=len(steps), initial=start, desc="train", unit="step", disable=not progress)
+            progress_bar(total=len(steps), initial=start, desc="train", unit="step", show=progress)
         )
         stop = stack.enter_context(StopAtStep())
         for done in range(start, len(steps)):
