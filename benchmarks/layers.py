@@ -1,4 +1,4 @@
-"""Where the languages of a real model live: the scores of every layer for every language, as ``select_layers`` ranks them.
+"""Where the languages of a real model live: the scores of every layer for every language.
 
 The texts and the model are those of ``benchmarks.probe``. Counted, not timed: the same on every machine but for the
 rounding of its matrix products. A row is one layer of one score: ``values`` has a number a language, and the score of

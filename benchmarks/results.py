@@ -91,6 +91,12 @@ def rows_of(device: torch.device, stage: str, folder: Path = FOLDER) -> list[Row
     return list(load(path_of(device, folder))["stages"].get(stage, {}).get("rows", []))
 
 
+def read_files(folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """All result files, those of GPUs first."""
+    files = [load(path) for path in sorted(folder.glob("*.json"))]
+    return sorted(files, key=lambda content: "threads" in content["device"])
+
+
 def _output(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=20)

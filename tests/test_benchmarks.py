@@ -12,7 +12,23 @@ pytest.importorskip("rich")
 from support.kernel_checks import DEVICE
 
 import slamkern.kernels
-from benchmarks import ceilings, fp8, goals, gpu, kernels, probe, providers, readme, results, sanitize, wheels
+from benchmarks import (
+    ceilings,
+    figures,
+    fp8,
+    goals,
+    gpu,
+    kernels,
+    layers,
+    probe,
+    providers,
+    readme,
+    results,
+    sanitize,
+    summary,
+    tables,
+    wheels,
+)
 from benchmarks.operations import Workload, products, rotary
 from benchmarks.shapes import TINY
 from benchmarks.timing import Case, interleaved
@@ -77,11 +93,11 @@ def test_bandwidth_and_share_follow_from_bytes_and_time():
 
 def test_every_stage_runs_dry_and_keeps_the_rows_of_the_others(tmp_path, capsys):
     options = ["--dry-run", "--device", "cpu", "--results", str(tmp_path)]
-    for stage in (ceilings, sanitize, kernels, probe, fp8, goals):
+    for stage in (ceilings, sanitize, kernels, probe, layers, fp8, goals):
         assert stage.main(options) == 0
     (path,) = tmp_path.glob("*.json")
     stages = json.loads(path.read_text())["stages"]
-    assert set(stages) == {"ceilings", "sanitize", "kernels", "probe", "fp8", "goals"}
+    assert set(stages) == {"ceilings", "sanitize", "kernels", "probe", "layers", "fp8", "goals"}
     assert all(stage["rows"] and stage["environment"]["torch"] == torch.__version__ for stage in stages.values())
     variants = [row["variant"] for row in stages["probe"]["rows"]]
     assert variants == ["unpatched", "unpatched, packed", "forward hooks", "slamkern, padded", "slamkern"]
@@ -175,7 +191,7 @@ def test_the_two_runs_of_fp8_are_held_against_each_other():
     assert (eight["largest"], eight["mean"], eight["held_out_difference"]) == pytest.approx((0.04, 0.0225, 0.005))
     assert eight["met"] is False and "largest" not in stock and stock["steps"] == 2
     assert fp8.rows_of(losses | {"fp8": [2.01, 1.009]}, unseen, {})[1]["met"] is True
-    text = readme.TABLES["fp8"][1]([stock, eight | {"held_out_unquantised": 1.002}])
+    text = tables.TABLES["fp8"][1]([stock, eight | {"held_out_unquantised": 1.002}])
     assert "in FP8, emulated" in text and "| 4.00 % | 2.25 % | <= 1.00 %: missed |" in text and "1.0020" in text
 
 
@@ -191,13 +207,36 @@ def test_tables_are_made_from_the_files_alone(tmp_path):
     text = page.read_text()
     assert "| speed | >= 2 x | 3 | met | `python -m benchmarks.goals` |" in text and "old" not in text
     assert "*not measured yet: `python -m benchmarks.probe`*" in text
-    with pytest.raises(ValueError, match="unknown table 'speeds'; known: kernels"):
+    with pytest.raises(ValueError, match="unknown table 'speeds'; known: summary kernels"):
         readme.fill("<!-- table:speeds -->\n<!-- /table -->", [])
 
 
-@pytest.mark.skipif(not readme.README.exists(), reason="no README.md yet")
-def test_the_readme_shows_the_committed_results():
+def test_the_pages_and_figures_show_the_committed_results():
     assert readme.main(["--check"]) == 0
+
+
+def test_the_summary_keeps_cpu_and_gpu_apart():
+    step = [{"variant": "full", "model": "M", "against_slamkern": 4.14}, {"variant": "slamkern", "peak_gb": 2.43}]
+    cpu = {"device": "Ryzen, 8 threads", "stages": {"train": {"rows": step}}}
+    gpu_step = [{"variant": "full", "model": "L", "against_slamkern": 6.0}]
+    h100 = {"device": "NVIDIA H100", "stages": {"train": {"rows": gpu_step}}}
+    lines = {line[""]: line for line in summary.summary([h100, cpu])}
+    full = lines["training step, against full fine-tuning (`full`)"]
+    assert (full["CPU"], full["machine"]) == ("4.14 x the speed", "Ryzen, 8 threads, M")
+    assert full["GPU"] == "6 x the speed (NVIDIA H100)"
+    memory = lines["peak memory of a training step, against `hf_freeze_packed`"]
+    assert memory["CPU"] == memory["GPU"] == summary.NOT_MEASURED  # of one of the two there is no row
+    assert len(lines) == 6
+
+
+def test_a_figure_is_drawn_again_only_when_its_numbers_change(tmp_path):
+    rows = [{"variant": name, "tokens_per_second": 9.0, "model": "M", "trained_layers": 2} for name in figures.WAYS]
+    content = {"device": "d", "stages": {"train": {"environment": {"torch": "2", "date": "2026-01-01"}, "rows": rows}}}
+    assert figures.update([content], tmp_path, write=False) == [tmp_path / "step.png"]
+    figures.update([content], tmp_path, write=True)
+    assert figures.update([content], tmp_path, write=True) == []
+    rows[0]["tokens_per_second"] = 10.0
+    assert figures.update([content], tmp_path, write=False) == [tmp_path / "step.png"]
 
 
 def test_wheels_follow_requirements_and_leave_out_what_is_there():

@@ -1,0 +1,153 @@
+"""Rows of the result files as Markdown tables, by name; ``benchmarks.readme`` puts them into the pages."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from benchmarks.providers import DUAL_GEMM, PROVIDERS
+from benchmarks.results import Row
+from benchmarks.stage import cell
+from benchmarks.summary import summary
+from slamkern.errors import SlamkernError
+
+File = dict[str, Any]  # one result file
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table; columns of numbers are aligned to the right."""
+    lines = [list(row) for row in rows]
+    numeric = [any(isinstance(row[i], int | float) for row in lines) for i in range(len(header))]
+    rule = ["---:" if right else "---" for right in numeric]
+    cells = [list(header), rule, *([cell(value) for value in row] for row in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _kernels(rows: Sequence[Row], shape: str) -> str:
+    """Median milliseconds of every operation and provider at one shape, and slamkern's share of the ceiling."""
+    chosen = [row for row in rows if row["shape"] == shape]
+    timed = {row["provider"] for row in chosen if "absent" not in row}
+    providers = [name for name in (*PROVIDERS, DUAL_GEMM) if name in timed]
+    lines: dict[tuple[object, ...], dict[str, Row]] = {}
+    for row in chosen:
+        key = (row["op"], row["languages"], row["layout"], row["tokens"], row["dtype"])
+        lines.setdefault(key, {})[row["provider"]] = row
+    body = []
+    for (op, languages, layout, tokens, dtype), by_provider in lines.items():
+        detail = ", ".join([f"{languages} languages"] * bool(languages) + [str(layout)] * (layout == "mixed"))
+        shares = [row["share"] for name, row in by_provider.items() if "slamkern" in name and row.get("share")]
+        times = [by_provider.get(name, {}).get("median_ms") for name in providers]
+        body.append([f"{op}{f', {detail}' if detail else ''}", tokens, dtype, *times, max(shares, default=None)])
+    return markdown(["op", "tokens", "dtype", *(f"{name}, ms" for name in providers), "share of ceiling"], body)
+
+
+def _columns(*columns: tuple[str, str]) -> Callable[[Sequence[Row]], str]:
+    """A table of (heading, key) columns, one line a row."""
+    return lambda rows: markdown([name for name, _ in columns], ([row.get(key) for _, key in columns] for row in rows))
+
+
+def _goals(rows: Sequence[Row]) -> str:
+    verdict = {True: "met", False: "missed"}
+    return markdown(
+        ("goal", "limit", "measured", "", "command"),
+        (
+            (
+                r["goal"],
+                f"{r['limit']} {r['unit']}",
+                r["measured"],
+                verdict.get(r["met"], r["note"]),
+                f"`{r['command']}`",
+            )
+            for r in rows
+        ),
+    )
+
+
+def _fp8(rows: Sequence[Row]) -> str:
+    """Losses of the two runs; in percent how far those of FP8 are from the other's."""
+    percent = {key: f"{100 * rows[1][key]:.2f} %" for key in ("largest", "mean", "limit")}
+    verdict = f"<= {percent['limit']}: {'met' if rows[1]['met'] else 'missed'}"
+    differences = [["", "", ""], [percent["largest"], percent["mean"], verdict]]
+    own = [[r["loss_first"], r["loss_last"], r["held_out_first"], r["held_out_last"]] for r in rows]
+    afterwards = [rows[0]["held_out_last"], rows[1]["held_out_unquantised"]]
+    names = ["in FP8, emulated" if row["emulated"] else "in FP8" for row in rows]
+    names[0] = rows[0]["dtype"]
+    return markdown(
+        ("frozen weights", "model", "steps", "first loss", "last loss", "held-out before", "held-out after",
+         "the same, FP8 off", "steps differ by at most", "on average", "limit"),
+        ([names[i], row["model"], row["steps"], *(f"{x:.4f}" for x in (*own[i], afterwards[i])), *differences[i]]
+         for i, row in enumerate(rows)),
+    )  # fmt: skip
+
+
+# name -> (stage, what makes a table of its rows)
+TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyType(
+    {
+        "kernels": ("kernels", lambda rows: _kernels(rows, "Llama-2-7B")),
+        "kernels-small": ("kernels", lambda rows: _kernels(rows, "SmolLM2-135M")),
+        "ceilings": (
+            "ceilings",
+            _columns(("ceiling", "ceiling"), ("dtype", "dtype"), ("GB/s", "gbps"), ("TFLOP/s", "tflops")),
+        ),
+        "probe": (
+            "probe",
+            _columns(
+                ("variant", "variant"),
+                ("model", "model"),
+                ("texts", "texts"),
+                ("real tokens", "real_share"),
+                ("real tokens/s", "tokens_per_second"),
+                ("against unpatched", "against_unpatched"),
+                ("against forward hooks", "against_hooks"),
+            ),
+        ),
+        "goals": ("goals", _goals),
+        "fp8": ("fp8", _fp8),
+        "scaling": (
+            "scaling",
+            _columns(
+                ("property", "property"),
+                ("value", "value"),
+                ("variant", "variant"),
+                ("real tokens/s", "tokens_per_second"),
+                ("slamkern is faster by", "against_slamkern"),
+                ("peak, GB", "peak_gb"),
+                ("useful utilisation", "useful_utilisation"),
+            ),
+        ),
+        "train": (
+            "train",
+            _columns(
+                ("variant", "variant"),
+                ("real tokens/s", "tokens_per_second"),
+                ("slamkern is faster by", "against_slamkern"),
+                ("step, s", "step_seconds"),
+                ("peak, GB", "peak_gb"),
+                ("padding", "padding_share"),
+                ("FLOPs / least", "flops_vs_least"),
+                ("last loss", "loss_last"),
+                ("absent because", "absent"),
+            ),
+        ),
+    }
+)
+
+
+def table(name: str, files: Sequence[File]) -> str:
+    """One table a machine that has rows for it, each under a line that says where and when it was measured."""
+    if name == "summary":
+        lines = summary(files)
+        return markdown(tuple(lines[0]), [tuple(line.values()) for line in lines])
+    if name not in TABLES:
+        raise SlamkernError(f"unknown table {name!r}; known: summary {' '.join(TABLES)}")
+    stage, make = TABLES[name]
+    parts = []
+    for content in files:
+        measured = content["stages"].get(stage)
+        if measured is None or not measured["rows"]:
+            continue
+        env = measured["environment"]
+        versions = ", ".join(f"{package} {env[package]}" for package in ("torch", "triton") if env.get(package))
+        where = f"{content['device']}; {versions}; commit {env['commit']}, {env['date'][:10]}"
+        parts.append(f"*{where}* (`{measured['command']}`)\n\n{make(measured['rows'])}")
+    command = "train --scaling only" if stage == "scaling" else stage
+    return "\n\n".join(parts) or f"*not measured yet: `python -m benchmarks.{command}`*"
