@@ -6,7 +6,6 @@ statistics             the same, with count, mean, m2 and active of ``silu(gate)
 backward               gradients of gate and up, by autograd; the forward before it is not timed
 rotary                 queries and keys turned by position, forward; heads as projections make them
 rotary backward        its gradients, by autograd
-weight gradient        of a tenth of the neurons: ``grad[:, neurons].T @ x``
 gated linear           ``silu(x @ w_gate.T) * (x @ w_up.T)``, with and without statistics
 frozen FFN backward    gradient of the input of a whole FFN whose weights are frozen
 =====================  ===================================================================================
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import providers
-from benchmarks.providers import DUAL_GEMM, PROVIDERS, Absent
+from benchmarks.providers import PROVIDERS, Absent
 from benchmarks.shapes import Shape
 from benchmarks.timing import Case
 
@@ -152,28 +151,14 @@ def rotary(work: Workload) -> Iterator[Operation]:
 
 
 def products(work: Workload) -> Iterator[Operation]:
-    """weight gradient, gated linear and frozen FFN backward."""
+    """gated linear and frozen FFN backward."""
     tokens, hidden, neurons = work.gemm_tokens, work.shape.hidden, work.shape.neurons
     itemsize = work.dtype.itemsize
     x = work.normal(tokens, hidden)
     weights = [work.normal(*size, scale=hidden**-0.5) for size in ((neurons, hidden),) * 2 + ((hidden, neurons),)]
     product = 2 * tokens * hidden * neurons
 
-    grad, chosen = work.normal(tokens, neurons), torch.arange(0, neurons, 10, device=work.device)
-
-    def weight_gradient(provider: str) -> Case:
-        function = providers.sparse_weight_grad(provider, work.device)
-        return Case(lambda _: function(grad, x, chosen))
-
-    selected = len(chosen)
-    moved = itemsize * (tokens * (selected + hidden) + selected * hidden)
-    flops = 2 * tokens * selected * hidden
-    yield Operation(
-        "weight gradient", work, tokens, moved, flops, _cases(work.providers, weight_gradient), bound="gemm"
-    )
-
     moved = itemsize * (tokens * (hidden + neurons) + 2 * hidden * neurons)
-    names = (*work.providers, *([DUAL_GEMM] if "slamkern triton" in work.providers else []))
     for languages in (0, 10):
         ids = (work.language_ids(tokens, languages),) if languages else ()
 
@@ -181,7 +166,7 @@ def products(work: Workload) -> Iterator[Operation]:
             function = providers.gated_linear(provider, work.device, languages)
             return Case(lambda _: function(x, *weights[:2], *ids))
 
-        cases = _cases(names, gated_linear)
+        cases = _cases(work.providers, gated_linear)
         yield Operation("gated linear", work, tokens, moved, 2 * product, cases, languages, bound="gemm")
 
     def backward(provider: str) -> Case:

@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slamkern import kernels, ops
+from slamkern import ops
 from slamkern.modules import ffn_autograd, rope
 from slamkern.ops.dispatch import backends
 
 TORCH, COMPILE, LIGER = "torch", "torch.compile", "liger"
 BACKENDS = ("reference", "native", "triton")
 PROVIDERS = (TORCH, COMPILE, LIGER, *(f"slamkern {backend}" for backend in BACKENDS))
-DUAL_GEMM = "slamkern dual GEMM"  # of gated_linear alone
 
 
 class Absent(Exception):
@@ -93,11 +92,8 @@ def swiglu_stats(provider: str, device: torch.device, languages: int) -> Callabl
 def gated_linear(provider: str, device: torch.device, languages: int = 0) -> Callable[..., Any]:
     """``silu(x @ w_gate.T) * (x @ w_up.T)`` of (x, w_gate, w_up[, language_ids]), with statistics where asked for.
 
-    ``slamkern dual GEMM`` is one Triton kernel; the other backends are torch's two GEMMs and then the fused op.
+    slamkern's backends are torch's two GEMMs and then the fused op.
     """
-    if provider == DUAL_GEMM:
-        _backend("slamkern triton", device)
-        return functools.partial(_dual_gemm, languages=languages)
     if languages:
         combine: Callable[..., Any] = swiglu_stats(provider, device, languages)
     elif provider == COMPILE:
@@ -109,10 +105,6 @@ def gated_linear(provider: str, device: torch.device, languages: int = 0) -> Cal
 
 def _gated_linear(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
     return _silu_mul(F.linear(x, w_gate), F.linear(x, w_up))
-
-
-def _dual_gemm(x: Tensor, w_gate: Tensor, w_up: Tensor, *ids: Tensor, languages: int) -> Any:
-    return kernels.gated_linear(x, w_gate, w_up, ids[0] if ids else None, languages, "silu", "gate", False)
 
 
 def _apply_rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,19 +133,6 @@ def rotate(provider: str, device: torch.device) -> Callable[[Tensor, Tensor, Ten
         return LigerRopeFunction.apply
     backend = _backend(provider, device)
     return lambda q, k, cos, sin: rope.Rotary.apply(q, k, cos, sin, rope.RotaryOptions(q.dtype, backend))
-
-
-def sparse_weight_grad(provider: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """``(grad.T @ x)[neurons]`` of grad (tokens, neurons), x (tokens, hidden), neurons (selected,) int64.
-
-    ``torch`` computes the gradient of the whole weight and takes the rows, as masking a gradient does.
-    """
-    if provider == TORCH:
-        return lambda grad, x, neurons: (grad.T @ x)[neurons]
-    if provider in (COMPILE, LIGER):
-        raise Absent("no counterpart")
-    backend = _backend(provider, device)
-    return lambda grad, x, neurons: torch.ops.slamkern.sparse_weight_grad(grad, x, neurons, backend)
 
 
 def frozen_ffn(provider: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:

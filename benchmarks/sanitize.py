@@ -35,26 +35,22 @@ def launches(device: str) -> Iterator[tuple[str, Any]]:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(dtype).to(device)
 
-    modules = (kernels, native) if native.why_not(device) is None else (kernels,)
+    modules = (kernels, native) if native.unavailable_reason(device) is None else (kernels,)
     for dtype in _DTYPES:
         for tokens, neurons in ((1, 17), (67, 200)):
             gate, up = normal(tokens, 2 * neurons).split(neurons, dim=1)
-            grad, weights = normal(tokens, neurons), (normal(neurons, 48), normal(neurons, 48))
-            x, rows = normal(tokens, 48), torch.arange(0, neurons, 3, device=device)
+            grad, x, weight = normal(tokens, neurons), normal(tokens, 48), normal(48)
             for layout in ("grouped", "mixed"):
                 ids = torch.arange(-1, tokens - 1) % 5 - 1
                 ids = (ids.sort().values if layout == "grouped" else ids).int().to(device)
                 for backend in modules:
                     yield "swiglu_stats", backend.swiglu_stats(gate, up, ids, 4, "silu", "gate")
-                    yield "swiglu_moments", backend.swiglu_moments(gate, up, ids, 4, "silu", "hidden")
-                yield "gated_linear", kernels.gated_linear(x, *weights, ids, 4, "silu", "hidden", True)
             for backend in modules:
                 yield "swiglu", backend.swiglu(gate, up, "silu")
                 yield "swiglu_backward", backend.swiglu_backward(grad, gate, up, "silu", True)
-            yield "sparse_weight_grad", kernels.sparse_weight_grad(grad, x, rows)
-            norm, rstd = kernels.rms_norm(x, weights[0][0], 1e-6, "rounded")
+            norm, rstd = kernels.rms_norm(x, weight, 1e-6, "rounded")
             yield "rms_norm", norm
-            yield "rms_norm_backward", kernels.rms_norm_backward(x, x, weights[0][0], rstd, "rounded")
+            yield "rms_norm_backward", kernels.rms_norm_backward(x, x, weight, rstd, "rounded")
             heads, table = normal(2, tokens, 5, 16).transpose(1, 2), normal(2, tokens, 12)
             yield "rotary", kernels.rotary(heads, heads, table, table, False, dtype)
             if device == "cpu" or torch.cuda.get_device_capability() >= (8, 9):

@@ -81,7 +81,7 @@ def test_without_compilers_the_build_succeeds_and_says_what_it_left_out(sources)
 def test_import_and_reference_work_without_the_library(sources):
     code = (
         "import torch, slamkern; from slamkern.ops import native, swiglu; x = torch.ones(2, 3);"
-        "print(slamkern.__file__, native.why_not('cpu'), swiglu(x, x, backend='auto').shape, sep='\\n')"
+        "print(slamkern.__file__, native.unavailable_reason('cpu'), swiglu(x, x, backend='auto').shape, sep='\\n')"
     )
     result = run(sources, "-c", code)
     assert result.returncode == 0, result.stderr

@@ -93,7 +93,7 @@ def profile(
     one_by_one = sorted(([entry] for entry in able), key=lambda group: group[0].variant.name != "slamkern")
     first = work.steps[0]
     lengths = [len(example.input_ids) for example in first]
-    least = dimensions.least_flops(lengths, supervised_tokens(first), settings.layers)
+    least = dimensions.minimum_flops(lengths, supervised_tokens(first), settings.layers)
     ceilings = [gemm_ceiling(device, dtype)]
 
     def rows() -> list[Row]:

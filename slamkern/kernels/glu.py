@@ -8,17 +8,16 @@ All matrices are (tokens, neurons); arithmetic is float32, outputs are rounded o
 nothing is written into tensors that autograd may have saved. Statistics are in glu_stats.py.
 """
 
-from collections.abc import Callable
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from slamkern.kernels import autotune, launch
+from slamkern.kernels import launch
 from slamkern.kernels.activations import activate, activate_with_slope
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+_BLOCK_T = 4  # loads of 16 bytes in flight a thread and matrix
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -77,14 +76,12 @@ def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
     if hidden.numel() == 0:
         return hidden
 
-    def run(tile: launch.Strip) -> None:
-        with launch.on(gate.device):
-            swiglu_kernel[_grid(gate, tile)](
-                gate, up, hidden, tokens, neurons, gate.stride(0), _stride(up), hidden.stride(0),
-                ACTIVATION=activation, BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
-            )  # fmt: skip
-
-    run(_tile("swiglu", gate, up, activation, run))
+    tile = launch.strip(neurons, gate.element_size(), _BLOCK_T, max_warps=4)
+    with launch.on(gate.device):
+        swiglu_kernel[_grid(gate, tile)](
+            gate, up, hidden, tokens, neurons, gate.stride(0), _stride(up), hidden.stride(0),
+            ACTIVATION=activation, BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
+        )  # fmt: skip
     return hidden
 
 
@@ -104,31 +101,19 @@ def swiglu_backward(
     if gate.numel() == 0:
         return grad_gate, grad_up, hidden
 
-    def run(tile: launch.Strip) -> None:
-        with launch.on(gate.device):
-            swiglu_backward_kernel[_grid(gate, tile)](
-                grad_hidden, gate, up, grad_gate, grad_up, hidden,
-                tokens, neurons, grad_hidden.stride(0), gate.stride(0), _stride(up), neurons,
-                ACTIVATION=activation, BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
-            )  # fmt: skip
-
-    run(_tile(f"swiglu_backward {need_gate} {need_hidden}", gate, up, activation, run))
+    tile = launch.strip(neurons, gate.element_size(), _BLOCK_T, max_warps=4)
+    with launch.on(gate.device):
+        swiglu_backward_kernel[_grid(gate, tile)](
+            grad_hidden, gate, up, grad_gate, grad_up, hidden,
+            tokens, neurons, grad_hidden.stride(0), gate.stride(0), _stride(up), neurons,
+            ACTIVATION=activation, BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
+        )  # fmt: skip
     return grad_gate, grad_up, hidden
 
 
 def _grid(gate: Tensor, tile: launch.Strip) -> tuple[int]:
     tokens, neurons = gate.shape
     return (triton.cdiv(tokens, tile.block_t) * triton.cdiv(neurons, tile.block_n),)
-
-
-def _tile(
-    kernel: str, gate: Tensor, up: Tensor | None, activation: str, run: Callable[[launch.Strip], None]
-) -> launch.Strip:
-    tokens, neurons = gate.shape
-    kind = (
-        f"{kernel} {activation} {gate.dtype} {autotune.size_class(tokens)} x {neurons} {'plain' if up is None else ''}"
-    )
-    return autotune.tuned(kind.strip(), launch.strips(neurons, gate.element_size()), run, gate.device)
 
 
 def _check(gate: Tensor, up: Tensor | None, activation: str) -> None:

@@ -118,13 +118,6 @@ def swiglu_stats(
     return hidden, *_launch(gate, up, hidden, language_ids, num_languages, activation, observe)
 
 
-def swiglu_moments(
-    gate: Tensor, up: Tensor | None, language_ids: Tensor, num_languages: int, activation: str, observe: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The statistics of :func:`swiglu_stats` alone: nothing is written, and with ``observe="gate"`` up is not read."""
-    return _launch(gate, up, None, language_ids, num_languages, activation, observe)
-
-
 def _launch(
     gate: Tensor, up: Tensor | None, hidden: Tensor | None, language_ids: Tensor, languages: int,
     activation: str, observe: str,

@@ -2,10 +2,10 @@
 
 The numbers come from offline compilation for sm_80, sm_90 and sm_100 (registers and spills are held by
 ``tests/kernel_budgets.json``) and from the access width of the hardware: 16 bytes a thread, whole rows of a strip
-per warp. They have not been tuned by timing on a GPU. Where a function gives several, the first is the choice, and the
-others are what autotune.py may time against it.
+per warp. They have not been tuned by timing on a GPU.
 """
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -37,27 +37,12 @@ class Chunks:
     count: int
 
 
-@dataclass(frozen=True)
-class GemmTile:
-    """Tile of a GEMM: ``block_m`` x ``block_n`` outputs, ``block_k`` deep steps, ``stages`` of them in flight.
-
-    ``max_registers`` a thread caps ptxas where, left alone, it aims for two programs a multiprocessor and spills,
-    although shared memory admits one.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    stages: int
-    max_registers: int | None = None
-
-
 def ceil_div(x: int, y: int) -> int:
     """``x / y`` rounded up."""
     return -(-x // y)
 
 
+@functools.cache
 def strip(neurons: int, itemsize: int, block_t: int, max_warps: int) -> Strip:
     """The widest strip of at most ``max_warps`` warps that is not wider than the row needs.
 
@@ -71,6 +56,7 @@ def strip(neurons: int, itemsize: int, block_t: int, max_warps: int) -> Strip:
     return Strip(block_t, per_warp * warps, warps)
 
 
+@functools.cache
 def whole_rows(width: int, itemsize: int) -> Strip:
     """A tile of whole rows: four 16-byte vectors a thread, at most 16 warps a row.
 
@@ -79,12 +65,6 @@ def whole_rows(width: int, itemsize: int) -> Strip:
     per_warp = 4 * _WARP * _VECTOR_BYTES // itemsize
     block_n = 1 << max(0, width - 1).bit_length()
     return Strip(max(1, per_warp // block_n), block_n, min(16, max(1, block_n // per_warp)))
-
-
-def strips(neurons: int, itemsize: int) -> list[Strip]:
-    """Of the elementwise kernels: four rows of four warps; more or fewer rows in flight, wider or narrower strips."""
-    shapes = ((4, 4), (2, 4), (8, 4), (4, 8), (4, 2))
-    return list(dict.fromkeys(strip(neurons, itemsize, block_t, max_warps) for block_t, max_warps in shapes))
 
 
 def chunks(tokens: int, strips: int, block_t: int, processors: int) -> Chunks:
@@ -101,38 +81,6 @@ def chunks(tokens: int, strips: int, block_t: int, processors: int) -> Chunks:
     return Chunks(rows, ceil_div(tokens, rows))
 
 
-def dual_gemm(tokens: int, itemsize: int, capability: tuple[int, int]) -> list[GemmTile]:
-    """Two float32 accumulators of ``block_m`` x ``block_n`` must stay in registers beside the statistics.
-
-    sm_90 and newer: 128 x 128 at 8 warps; sm_80 would spill there and takes 128 x 64. float32 goes through plain FMA
-    (``input_precision="ieee"``) in small tiles.
-    """
-    if itemsize == 4:
-        return [GemmTile(32, 32, 16, 4, 2, 128)]
-    few = tokens <= 64
-    if capability >= (9, 0):
-        low, high = GemmTile(64, 128, 64, 8, 3), GemmTile(128, 128, 64, 8, 3, 224)
-        return [low] if few else [high, low, GemmTile(128, 64, 64, 8, 4)]
-    low, high = GemmTile(64, 64, 32, 4, 3), GemmTile(128, 64, 32, 8, 3)
-    return [low] if few else [high, low]
-
-
-def weight_grad(itemsize: int, capability: tuple[int, int]) -> list[GemmTile]:
-    """One accumulator of 128 x 128 outputs."""
-    if itemsize == 4:
-        return [GemmTile(32, 32, 32, 4, 2)]
-    depth = 64 if capability >= (9, 0) else 32
-    return [GemmTile(128, 128, depth, 8, 3), GemmTile(64, 128, depth, 4, 3), GemmTile(128, 64, depth, 4, 3)]
-
-
-def token_splits(tiles: int, tokens: int, processors: int) -> int:
-    """Into how many parts the token sum of a weight gradient is split, so that few output tiles fill the device.
-
-    Each part is a float32 partial, so parts are used only while they fit in one wave and have at least 1024 tokens.
-    """
-    return max(1, min(processors // max(1, tiles), tokens // 1024))
-
-
 def processors(device: torch.device) -> int:
     """Multiprocessors of a CUDA device; 2 for the interpreter, whose programs run one after another."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
@@ -141,11 +89,6 @@ def processors(device: torch.device) -> int:
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability; the interpreter stands in for sm_90."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-
-
-def interpreted(device: torch.device) -> bool:
-    """Whether a launch on ``device`` is interpreted, where a bfloat16 ``tl.dot`` is garbage and must be widened."""
-    return device.type == "cpu"
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:

@@ -142,13 +142,10 @@ class GatedFFN(torch.autograd.Function):
             dw_up = grad_up.T @ x if need_dw_up else None
             db_gate = grad_gate.sum(0) if need_db_gate else None
             db_up = grad_up.sum(0) if need_db_up else None
-            if ctx.some:
-                d_rows = grad_up.T @ x if need_rows else None
-                d_columns = grad_y.T @ hidden if need_columns else None
-            elif need_rows or need_columns:
-                sparse = glu.eager_sparse_weight_grad
-                d_rows = sparse(grad_up, x, neurons, options.backend) if need_rows else None
-                d_columns = sparse(hidden, grad_y, neurons, options.backend).T if need_columns else None
+            if need_rows:  # gathered first: a product of the selected size
+                d_rows = (grad_up if ctx.some else grad_up.index_select(1, neurons)).T @ x
+            if need_columns:
+                d_columns = grad_y.T @ (hidden if ctx.some else hidden.index_select(1, neurons))
         if need_dw_down:
             dw_down = grad_y.T @ hidden
         db_down = grad_y.sum(0) if need_db_down else None

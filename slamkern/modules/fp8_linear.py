@@ -4,15 +4,15 @@
     y  = x @ w.T  ~ (x_scale[:, None] * x_values) @ (scale[:, None] * values).T + bias
     dx = dy @ w   ~ (g_scale[:, None] * g_values) @ values,     g = dy * scale
 
-Rows of ``x`` and ``g`` are quantised as they come. A weight's scale lies along the reduction of ``dx``, where a
-product of FP8 numbers has no place for it, so it goes into ``dy`` before that is quantised: forward and backward see
+Rows of ``x`` and ``g`` are quantized as they come. A weight's scale lies along the reduction of ``dx``, where a
+product of FP8 numbers has no place for it, so it goes into ``dy`` before that is quantized: forward and backward see
 the same bits of the weight.
 
 On CUDA the products run in ``torch._scaled_mm`` (rowwise scales, bfloat16 out), which wants both operands contiguous
 along the reduction: ``dx`` needs the values transposed, one more byte an element where that is kept. Elsewhere the
-same values are multiplied in float32, which is slower than not quantising at all and there to be checked against.
+same values are multiplied in float32, which is slower than not quantizing at all and there to be checked against.
 
-Not here: which weights of a model are quantised, and where the originals are meanwhile (training/fp8.py).
+Not here: which weights of a model are quantized, and where the originals are meanwhile (training/fp8.py).
 """
 
 from collections.abc import Sequence
@@ -32,28 +32,28 @@ Rows = tuple[Tensor, Tensor]  # values (rows, width) float8_e4m3fn and scale (ro
 
 
 class FP8Weight:
-    """A weight (out, in) quantised row by row; ``keep_transposed`` spends a byte an element on the backward."""
+    """A weight (out, in) quantized row by row; ``keep_transposed`` spends a byte an element on the backward."""
 
     def __init__(self, weight: Tensor, backend: str = "auto", *, keep_transposed: bool = False) -> None:
         self.backend = backend
-        self.values, self.scale = self.quantised(weight.detach())
+        self.values, self.scale = self.quantized(weight.detach())
         self._transposed: Tensor | None = None
         if keep_transposed:
             self._transposed = self.transposed()
 
-    def quantised(self, x: Tensor, multiplier: Tensor | None = None) -> Rows:
+    def quantized(self, x: Tensor, multiplier: Tensor | None = None) -> Rows:
         """Rows of ``x``, or of ``x * multiplier`` with a number for each column."""
         return norm_rope_fp8.eager_quantize_rows(x, multiplier, self.backend)
 
     def project(self, rows: Rows, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """``x @ w.T + bias`` of quantised rows (tokens, in): (tokens, out)."""
+        """``x @ w.T + bias`` of quantized rows (tokens, in): (tokens, out)."""
         return _product(rows, self.values.t(), self.scale.unsqueeze(0), bias, dtype, fast=True)
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """``grad @ w`` of (tokens, out): (tokens, in), in the dtype of ``grad``."""
         ones = torch.ones(1, self.values.shape[1], dtype=torch.float32, device=grad.device)
         # Gradients are summed over more layers than activations: sums stay in full float32.
-        return _product(self.quantised(grad, self.scale), self.transposed().t(), ones, None, grad.dtype, fast=False)
+        return _product(self.quantized(grad, self.scale), self.transposed().t(), ones, None, grad.dtype, fast=False)
 
     def transposed(self) -> Tensor:
         """The values as (in, out), contiguous: the copy that is kept, or else made for this call."""
@@ -62,7 +62,7 @@ class FP8Weight:
         copy = self.values.view(torch.uint8).t().clone(memory_format=torch.contiguous_format)
         return copy.view(self.values.dtype)
 
-    def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight that the products see, (out, in)."""
         return (self.values.to(dtype) * self.scale[:, None]).to(dtype)
 
@@ -93,14 +93,14 @@ Weight = Tensor | FP8Weight
 
 
 def project(x: Tensor, *projections: tuple[Weight, Tensor | None]) -> list[Tensor]:
-    """``F.linear`` of ``x`` (tokens, in) with each (weight, bias); quantised once for all that are in FP8."""
+    """``F.linear`` of ``x`` (tokens, in) with each (weight, bias); quantized once for all that are in FP8."""
     rows: Rows | None = None
     outputs = []
     for weight, bias in projections:
         if isinstance(weight, Tensor):
             outputs.append(F.linear(x, weight, bias))
             continue
-        rows = weight.quantised(x) if rows is None else rows
+        rows = weight.quantized(x) if rows is None else rows
         outputs.append(weight.project(rows, bias, x.dtype))
     return outputs
 
@@ -144,22 +144,22 @@ class FP8Linear(Extended):
 def weight_of(linear: nn.Module) -> Weight:
     """What a Linear computes with: its parameter, or that in FP8."""
     weight: Any = linear.weight
-    quantised: FP8Weight | None = linear.__dict__.get("slamkern_fp8")
-    if quantised is None:
+    quantized: FP8Weight | None = linear.__dict__.get("slamkern_fp8")
+    if quantized is None:
         return weight
     if weight.requires_grad:
-        raise SlamkernError("a weight in FP8 requires a gradient; choose what is trained before quantising the rest")
-    return quantised
+        raise SlamkernError("a weight in FP8 requires a gradient; choose what is trained before quantizing the rest")
+    return quantized
 
 
-def quantised_modules(model: nn.Module) -> Sequence[FP8Linear]:
+def quantized_modules(model: nn.Module) -> Sequence[FP8Linear]:
     """The modules of a model whose weight is in FP8 now."""
     return [module for module in model.modules() if isinstance(module, FP8Linear)]
 
 
 def resident_tensors(model: nn.Module) -> list[Tensor]:
     """What a model keeps on its devices: parameters and buffers, FP8 weights, and not their originals elsewhere."""
-    inside = quantised_modules(model)
+    inside = quantized_modules(model)
     away = {id(m.weight) for m in inside if m.weight.device != m.slamkern_fp8.values.device}
     here = [parameter for parameter in model.parameters() if id(parameter) not in away]
     return [*here, *model.buffers(), *(tensor for m in inside for tensor in m.slamkern_fp8.tensors())]
@@ -167,9 +167,9 @@ def resident_tensors(model: nn.Module) -> list[Tensor]:
 
 def workspace(model: nn.Module) -> tuple[int, int]:
     """Bytes that one product with an FP8 weight takes beside its result: fixed ones, and those per row."""
-    weights = [module.slamkern_fp8 for module in quantised_modules(model)]
+    weights = [module.slamkern_fp8 for module in quantized_modules(model)]
     largest = max((weight.values.numel() for weight in weights), default=0)
     widest = max((max(weight.values.shape) for weight in weights), default=0)
     if weights and weights[0].values.is_cuda:
-        return largest, widest  # the transposed values, the quantised rows
+        return largest, widest  # the transposed values, the quantized rows
     return 5 * largest, 5 * widest  # both in float32 too

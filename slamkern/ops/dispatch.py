@@ -25,7 +25,7 @@ _HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
 def backends(device_type: str = "cpu") -> dict[str, str | None]:
     """For each backend, None where it can run on ``device_type``, else the reason why not."""
-    return {name: module.why_not(device_type) for name, module in BACKENDS.items()}
+    return {name: module.unavailable_reason(device_type) for name, module in BACKENDS.items()}
 
 
 def resolve(backend: str, device_type: str) -> str:
@@ -39,7 +39,7 @@ def resolve(backend: str, device_type: str) -> str:
         return next(name for name in usable if (name, device_type) != ("triton", "cpu"))
     if backend not in BACKENDS:
         raise SlamkernError(f"unknown backend {backend!r}; known: auto {' '.join(BACKENDS)}")
-    if reason := BACKENDS[backend].why_not(device_type):
+    if reason := BACKENDS[backend].unavailable_reason(device_type):
         raise SlamkernError(f"backend {backend!r} cannot run on {device_type}: {reason}; backend='auto' always works")
     return backend
 
@@ -54,12 +54,6 @@ def backend_for(backend: str, device_type: str, dtype: torch.dtype) -> ModuleTyp
     if name != "reference" and dtype not in _HALF_AND_SINGLE:
         raise SlamkernError(f"backend {name!r} computes float32, bfloat16 and float16, not {dtype}; use 'reference'")
     return BACKENDS[name]
-
-
-def beyond_csrc(backend: str, x: Tensor) -> ModuleType:
-    """The module that runs an op which csrc does not have: where csrc is the backend, plain torch."""
-    module = backend_for(backend, x.device.type, x.dtype)
-    return reference if module is native else module
 
 
 def readable(x: Tensor) -> Tensor:

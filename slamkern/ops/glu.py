@@ -1,8 +1,7 @@
 """The registered ops of an FFN (``torch.ops.slamkern``): schema, implementation, shape function, autograd formula.
 
 Nothing but this and norm_rope_fp8.py registers an op. An implementation only picks the backend (dispatch.py) and calls
-it;
-the public functions below check their arguments and return :class:`Moments`.
+it; the public functions below check their arguments and return :class:`Moments`.
 """
 
 import torch
@@ -10,20 +9,17 @@ from torch import Tensor
 
 from slamkern.errors import SlamkernError
 from slamkern.ops import reference
-from slamkern.ops.dispatch import backend_for, beyond_csrc, eager_op, readable
+from slamkern.ops.dispatch import backend_for, eager_op, readable
 from slamkern.ops.moments import Moments
 
 _library = torch.library.Library("slamkern", "DEF")
-_STATS = "(Tensor count, Tensor mean, Tensor m2, Tensor active)"
 _ARGS = "Tensor gate, Tensor? up, Tensor language_ids, int num_languages, str activation, str observe, str backend"
 _library.define("swiglu(Tensor gate, Tensor? up, str activation, str backend) -> Tensor")
 _library.define(f"swiglu_stats({_ARGS}) -> (Tensor hidden, Tensor count, Tensor mean, Tensor m2, Tensor active)")
-_library.define(f"swiglu_moments({_ARGS}) -> {_STATS}")
 _library.define(
     "swiglu_backward(Tensor grad_hidden, Tensor gate, Tensor? up, str activation, bool need_hidden, str backend,"
     " bool need_gate=True) -> (Tensor grad_gate, Tensor grad_up, Tensor hidden)"
 )
-_library.define("sparse_weight_grad(Tensor grad, Tensor x, Tensor neurons, str backend) -> Tensor")
 
 
 def _swiglu(gate: Tensor, up: Tensor | None, activation: str, backend: str) -> Tensor:
@@ -36,15 +32,6 @@ def _swiglu_stats(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     module = backend_for(backend, gate.device.type, gate.dtype)
     return module.swiglu_stats(
-        readable(gate), up if up is None else readable(up), ids, num_languages, activation, observe
-    )
-
-
-def _swiglu_moments(
-    gate: Tensor, up: Tensor | None, ids: Tensor, num_languages: int, activation: str, observe: str, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    module = backend_for(backend, gate.device.type, gate.dtype)
-    return module.swiglu_moments(
         readable(gate), up if up is None else readable(up), ids, num_languages, activation, observe
     )
 
@@ -66,17 +53,10 @@ def _swiglu_backward(
     return tuple(gate.new_empty(0) if output is None else output for output in outputs)
 
 
-def _sparse_weight_grad(grad: Tensor, x: Tensor, neurons: Tensor, backend: str) -> Tensor:
-    module = beyond_csrc(backend, grad)
-    return module.sparse_weight_grad(readable(grad), readable(x), neurons)
-
-
 for _name, _implementation in (
     ("swiglu", _swiglu),
     ("swiglu_stats", _swiglu_stats),
-    ("swiglu_moments", _swiglu_moments),
     ("swiglu_backward", _swiglu_backward),
-    ("sparse_weight_grad", _sparse_weight_grad),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
 
@@ -84,7 +64,6 @@ for _name, _implementation in (
 eager_swiglu = eager_op("swiglu", _swiglu)
 eager_swiglu_stats = eager_op("swiglu_stats", _swiglu_stats)
 eager_swiglu_backward = eager_op("swiglu_backward", _swiglu_backward)
-eager_sparse_weight_grad = eager_op("sparse_weight_grad", _sparse_weight_grad)
 
 
 def _empty_hidden(gate: Tensor) -> Tensor:
@@ -111,20 +90,10 @@ def _(gate, up, language_ids, num_languages, activation, observe, backend):  # t
     return _empty_hidden(gate), *_empty_moments(gate, num_languages)
 
 
-@torch.library.register_fake("slamkern::swiglu_moments", lib=_library)
-def _(gate, up, language_ids, num_languages, activation, observe, backend):  # type: ignore[no-untyped-def]
-    return _empty_moments(gate, num_languages)
-
-
 @torch.library.register_fake("slamkern::swiglu_backward", lib=_library)
 def _(grad_hidden, gate, up, activation, need_hidden, backend, need_gate=True):  # type: ignore[no-untyped-def]
     wanted = (need_gate, up is not None, need_hidden)
     return tuple(_empty_hidden(gate) if asked else gate.new_empty(0) for asked in wanted)
-
-
-@torch.library.register_fake("slamkern::sparse_weight_grad", lib=_library)
-def _(grad, x, neurons, backend):  # type: ignore[no-untyped-def]
-    return x.new_empty(neurons.shape[0], x.shape[1])
 
 
 def _setup_swiglu(ctx, inputs, output):  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 ``slamkern/_native.so`` runs on CPU tensors, with torch's own number of threads; ``slamkern/_native_cuda.so`` on CUDA
 tensors, on torch's current stream. Both are built with the package where a compiler is found, neither knows torch.
 float32, bfloat16 and float16; matrices are (tokens, neurons) with contiguous neurons and any distance between rows.
+csrc has the ops of an FFN alone; norms, rotary embedding and FP8 are those of plain torch here.
 
 Not here: the choice of backend and autograd (glu.py).
 """
@@ -17,6 +18,19 @@ from torch import Tensor
 
 from slamkern.errors import SlamkernError
 from slamkern.ops import caching_allocator
+from slamkern.ops.reference import quantize_rows, rms_norm, rms_norm_backward, rotary
+
+__all__ = [
+    "instruction_set",
+    "quantize_rows",
+    "rms_norm",
+    "rms_norm_backward",
+    "rotary",
+    "swiglu",
+    "swiglu_backward",
+    "swiglu_stats",
+    "unavailable_reason",
+]
 
 _ABI = 1  # SLAMKERN_ABI in csrc/slamkern.h
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -34,8 +48,6 @@ _SIGNATURES = {
     "slamkern_swiglu_stats": ([_P, _L] * 3 + [_P, _L, _L, _L, _I, _I, _I] + [_P] * 5 + [_I, _P], _I),
     "slamkern_swiglu_backward": ([_P, _L] * 3 + [_P, _P, _P, _L, _L, _I, _I, _I, _P], _I),
 }
-
-StatsTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @functools.cache
@@ -56,7 +68,7 @@ def load(path: Path) -> ctypes.CDLL | str:
     return library
 
 
-def why_not(device_type: str = "cpu") -> str | None:
+def unavailable_reason(device_type: str = "cpu") -> str | None:
     """None where the compiled ops can run on ``device_type`` ("cpu", "cuda"), else the reason in one line."""
     if device_type not in _FILES:
         return f"csrc has no code for {device_type!r} devices"
@@ -73,7 +85,7 @@ def instruction_set(device_type: str = "cpu") -> str:
 
 @functools.cache
 def _library(device_type: str) -> ctypes.CDLL:
-    if reason := why_not(device_type):
+    if reason := unavailable_reason(device_type):
         raise SlamkernError(f"backend 'native' cannot run on {device_type}: {reason}")
     library = load(Path(__file__).parents[1] / _FILES[device_type])
     assert not isinstance(library, str)
@@ -124,32 +136,13 @@ def swiglu_stats(
 
     Bitwise the same from run to run and for every number of threads.
     """
-    hidden = caching_allocator.empty_like(gate)
-    return hidden, *_stats(gate, up, hidden, language_ids, num_languages, activation, observe)
-
-
-def swiglu_moments(
-    gate: Tensor, up: Tensor | None, language_ids: Tensor, num_languages: int, activation: str, observe: str
-) -> StatsTensors:
-    """The statistics of :func:`swiglu_stats` alone; with ``observe="gate"`` ``up`` is not read."""
-    return _stats(gate, up, None, language_ids, num_languages, activation, observe)
-
-
-def _stats(
-    gate: Tensor,
-    up: Tensor | None,
-    hidden: Tensor | None,
-    language_ids: Tensor,
-    num_languages: int,
-    activation: str,
-    observe: str,
-) -> StatsTensors:
     dtype, (tokens, neurons), device = _dtype(gate), gate.shape, gate.device
     if language_ids.dtype != torch.int32 or language_ids.shape != (tokens,):
         raise SlamkernError(
             f"language_ids is {tuple(language_ids.shape)} {language_ids.dtype}; expected ({tokens},) int32"
         )
     library, ids = _library(device.type), language_ids.contiguous()
+    hidden = caching_allocator.empty_like(gate)
     count = torch.empty(num_languages, dtype=torch.int64, device=device)
     # Outputs of an op may not share storage, so mean and m2 are two allocations.
     shape = (num_languages, neurons)
@@ -162,7 +155,8 @@ def _stats(
         library.slamkern_swiglu_stats,
         *_rows(gate),
         *_rows(up),
-        *_rows(hidden),
+        hidden.data_ptr(),
+        neurons,
         ids.data_ptr(),
         tokens,
         neurons,
@@ -176,7 +170,7 @@ def _stats(
         active.data_ptr(),
         workspace.data_ptr(),
     )
-    return count, mean, m2, active
+    return hidden, count, mean, m2, active
 
 
 def swiglu_backward(

@@ -1,13 +1,12 @@
-"""The registered ops beside the FFN's (``torch.ops.slamkern``): RMS norms, rotary embedding, quantisation to FP8.
+"""The registered ops beside the FFN's (``torch.ops.slamkern``): RMS norms, rotary embedding, quantization to FP8.
 
-As in glu.py an implementation only picks the backend and calls it. csrc has none of these: where it is the backend,
-plain torch runs.
+As in glu.py an implementation only picks the backend and calls it. csrc has none of these: native.py's are plain torch.
 """
 
 import torch
 from torch import Tensor
 
-from slamkern.ops.dispatch import beyond_csrc, eager_op, readable
+from slamkern.ops.dispatch import backend_for, eager_op, readable
 
 _library = torch.library.Library("slamkern", "FRAGMENT")
 _library.define("rms_norm(Tensor x, Tensor weight, float eps, str style, str backend) -> (Tensor y, Tensor rstd)")
@@ -22,23 +21,24 @@ _library.define("quantize_rows(Tensor x, Tensor? multiplier, str backend) -> (Te
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, style: str, backend: str) -> tuple[Tensor, Tensor]:
-    return beyond_csrc(backend, x).rms_norm(readable(x), weight, eps, style)
+    return backend_for(backend, x.device.type, x.dtype).rms_norm(readable(x), weight, eps, style)
 
 
 def _rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, style: str, backend: str) -> Tensor:
-    return beyond_csrc(backend, x).rms_norm_backward(readable(grad), readable(x), weight, rstd, style)
+    module = backend_for(backend, x.device.type, x.dtype)
+    return module.rms_norm_backward(readable(grad), readable(x), weight, rstd, style)
 
 
 def _rotary(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool, dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
     wider = q if q.dtype.itemsize >= cos.dtype.itemsize else cos
-    module = beyond_csrc(backend, wider)
+    module = backend_for(backend, wider.device.type, wider.dtype)
     return module.rotary(readable(q), readable(k), cos.contiguous(), sin.contiguous(), inverse, dtype)
 
 
 def _quantize_rows(x: Tensor, multiplier: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    return beyond_csrc(backend, x).quantize_rows(readable(x), multiplier)
+    return backend_for(backend, x.device.type, x.dtype).quantize_rows(readable(x), multiplier)
 
 
 for _name, _implementation in (

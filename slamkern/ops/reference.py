@@ -18,7 +18,7 @@ _LEAST_SCALE = 2.0**-126
 StatsTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def why_not(device_type: str) -> str | None:
+def unavailable_reason(device_type: str) -> str | None:
     """Plain torch runs on every device."""
     return None
 
@@ -62,16 +62,6 @@ def swiglu_stats(
     return hidden.to(gate.dtype), *moments
 
 
-def swiglu_moments(
-    gate: Tensor, up: Tensor | None, language_ids: Tensor, num_languages: int, activation: str, observe: str
-) -> StatsTensors:
-    """The statistics of :func:`swiglu_stats` alone; with ``observe="gate"`` ``up`` is not read."""
-    observed = activate(_wide(gate), activation)
-    if observe == "hidden" and up is not None:
-        observed = observed * _wide(up)
-    return _moments(observed, language_ids, num_languages)
-
-
 def _moments(observed: Tensor, language_ids: Tensor, num_languages: int) -> StatsTensors:
     neurons = observed.shape[1]
     count = torch.zeros(num_languages, dtype=torch.int64, device=observed.device)
@@ -87,15 +77,6 @@ def _moments(observed: Tensor, language_ids: Tensor, num_languages: int) -> Stat
         m2[language] = (rows - mean[language]).square().sum(0)
         active[language] = (rows > 0).sum(0)
     return count, mean, m2, active
-
-
-def sparse_weight_grad(grad: Tensor, x: Tensor, neurons: Tensor) -> Tensor:
-    """``grad[:, neurons].T @ x``: the weight gradient of the selected output neurons alone.
-
-    ``grad``: (tokens, neurons of the layer), ``x``: (tokens, features), ``neurons``: (selected,) int64;
-    returns (selected, features) in the dtype of ``x``.
-    """
-    return grad.index_select(1, neurons).T @ x
 
 
 def activation_derivative(x: Tensor, activation: str) -> Tensor:
@@ -199,7 +180,7 @@ def quantize_rows(x: Tensor, multiplier: Tensor | None) -> tuple[Tensor, Tensor]
     """Rows in FP8: ``values`` (rows, width) float8_e4m3fn and ``scale`` (rows,) float32 with ``x ~ scale * values``.
 
     ``scale = max |x| / 448`` of each row, 448 being the largest e4m3 number, and at least the smallest normal float32,
-    so that a row of zeros stays one. ``multiplier`` (width,) float32: ``x * multiplier`` is quantised instead.
+    so that a row of zeros stays one. ``multiplier`` (width,) float32: ``x * multiplier`` is quantized instead.
     """
     wide = x.float() if multiplier is None else x.float() * multiplier
     scale = wide.abs().amax(1).mul_(1 / 448).clamp_(min=_LEAST_SCALE)

@@ -84,7 +84,7 @@ class Dimensions:
             vocabulary=config.vocab_size,
         )
 
-    def least_flops(self, lengths: Sequence[int], supervised: int, trained: Sequence[int]) -> int:
+    def minimum_flops(self, lengths: Sequence[int], supervised: int, trained: Sequence[int]) -> int:
         """Of one step on sequences of these lengths that trains up and down of the layers ``trained``.
 
         One forward, with logits and the last layer's FFN for the ``supervised`` rows only; the gradient of the input of

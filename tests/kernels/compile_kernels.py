@@ -5,7 +5,7 @@
 
 Runs on its own, not under pytest: the tests set TRITON_INTERPRET, and an interpreted kernel cannot be compiled.
 Tile sizes come from slamkern.kernels.launch, so that what is compiled here is what is launched there, with the
-specialisation Triton makes at run time. The cases are in kernel_cases.py.
+specialization Triton makes at run time. The cases are in kernel_cases.py.
 """
 
 import json
@@ -25,8 +25,6 @@ from support.kernel_cases import IMPOSSIBLE, Case, cases  # noqa: F401 - the tes
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slamkern.kernels import launch
-
 TARGETS = (80, 90, 100)
 BUDGETS = Path(__file__).with_name("kernel_budgets.json")
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -34,24 +32,22 @@ _USAGE = (_TOOLS / "cuobjdump", "--dump-resource-usage")
 _CODE = (_TOOLS / "nvdisasm", "--print-code", "--no-dataflow")  # half the time of cuobjdump -sass
 
 
-def _tile_constants(tile: launch.Strip | launch.GemmTile) -> dict[str, int]:
-    if isinstance(tile, launch.Strip):
-        return {"BLOCK_T": tile.block_t, "BLOCK_N": tile.block_n}
-    return {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
-
-
 def compile_case(case: Case, target: int) -> dict[str, Any]:
     """Registers, shared memory and the instructions that matter, read from the machine code."""
     names = case.kernel.arg_names
-    constants = {**_tile_constants(case.tile), **case.constants, **dict.fromkeys(case.absent)}
+    constants = {
+        "BLOCK_T": case.tile.block_t,
+        "BLOCK_N": case.tile.block_n,
+        **case.constants,
+        **dict.fromkeys(case.absent),
+    }
     constants = {name: value for name, value in constants.items() if name in names}
     signature = {name: "constexpr" if name in constants else case.types.get(name, "i32") for name in names}
-    # Triton specialises run-time pointers and integers divisible by 16, except what a kernel exempts.
+    # Triton specializes run-time pointers and integers divisible by 16, except what a kernel exempts.
     aligned = [
         index
         for index, name in enumerate(names)
-        if signature[name].startswith("*")
-        or (signature[name] == "i32" and name not in case.kernel.do_not_specialize and name != "programs")
+        if signature[name].startswith("*") or (signature[name] == "i32" and name not in case.kernel.do_not_specialize)
     ]
     source = ASTSource(
         case.kernel,
@@ -59,12 +55,7 @@ def compile_case(case: Case, target: int) -> dict[str, Any]:
         {(names.index(name),): value for name, value in constants.items()},
         {(index,): [["tt.divisibility", 16]] for index in aligned},
     )
-    options = {
-        "num_warps": case.tile.num_warps,
-        "num_stages": getattr(case.tile, "stages", 3),
-        "maxnreg": getattr(case.tile, "max_registers", None),
-    }
-    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": case.tile.num_warps})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
@@ -87,11 +78,6 @@ _PATTERNS = {
     "vector_loads": r"LDG\.\S*(128|256)",
     "narrow_loads": r"LDG\.\S*[US](8|16)\b",
     "vector_stores": r"STG\S*\.(128|256)",
-    "vector_copies": r"LDGSTS\S*\.128",
-    "tma": r"UTMALDG",
-    "hmma": r"HMMA",
-    "wgmma": r"HGMMA",
-    "tcgen05": r"UTC\w*MMA",
 }
 
 

@@ -34,26 +34,6 @@ def test_statistics_at_production_shapes(neurons, layout, activation):
     assert_moments(stats, exact)
 
 
-@pytest.mark.parametrize("save", [True, False])
-@pytest.mark.parametrize(("tokens", "width", "neurons"), [(2049, 4096, 11008), (500, 896, 4864), (64, 2048, 1000)])
-def test_gated_linear_at_production_shapes(tokens, width, neurons, save):
-    x = normal(tokens, width, dtype=BF16)
-    w_gate, w_up = (normal(neurons, width, dtype=BF16, seed=seed, scale=width**-0.5) for seed in (1, 2))
-    ids = language_ids("grouped", tokens, 10)
-    hidden, gate, up, stats = kernels.gated_linear(x, w_gate, w_up, ids, 10, "silu", "gate", save)
-    wide_gate, wide_up = x.double() @ w_gate.double().T, x.double() @ w_up.double().T
-    stock = x @ w_gate.T, x @ w_up.T
-    assert_as_good(hidden, reference.swiglu(*stock, "silu"), reference.swiglu(wide_gate, wide_up, "silu"))
-    if save:
-        assert_as_good(gate, stock[0], wide_gate)
-        assert_as_good(up, stock[1], wide_up)
-    exact = reference.swiglu_moments(wide_gate, None, ids, 10, "silu", "gate")
-    assert (stats[3] - exact[3]).abs().max() <= 2  # products that round to the other side of zero
-    assert_moments((*stats[:3], exact[3]), exact, tolerance=1e-5)
-    again = kernels.gated_linear(x, w_gate, w_up, ids, 10, "silu", "gate", save)[3]
-    assert all(torch.equal(first, second) for first, second in zip(stats, again, strict=True))
-
-
 @pytest.mark.parametrize(("heads", "keys", "width", "rotated"), [(32, 8, 128, 128), (9, 3, 64, 64), (5, 5, 80, 32)])
 @pytest.mark.parametrize("inverse", [False, True])
 def test_rotary_at_production_shapes(heads, keys, width, rotated, inverse):
@@ -64,19 +44,6 @@ def test_rotary_at_production_shapes(heads, keys, width, rotated, inverse):
     truth = reference.rotary(q.double(), k.double(), cos.double(), sin.double(), inverse, torch.float64)
     for one, other, exact in zip(actual, stock, truth, strict=True):
         assert_as_good(one, other, exact)
-
-
-@pytest.mark.parametrize("chosen", [None, 37, 1100])
-def test_weight_grad_at_production_shapes(chosen):
-    grad, x = normal(4096, 11008, dtype=BF16), normal(4096, 4096, dtype=BF16, seed=1)
-    pick = None if chosen is None else torch.randperm(4096, generator=torch.Generator().manual_seed(0))[:chosen].cuda()
-    wide = grad.double().T @ x.double()
-    stock = grad.T @ x
-    for rows, cols in ((pick, None), (None, pick)):
-        truth, plain = (
-            full if pick is None else full[rows] if rows is not None else full[:, cols] for full in (wide, stock)
-        )
-        assert_as_good(kernels.sparse_weight_grad(grad, x, rows, cols), plain, truth)
 
 
 def test_offsets_past_two_to_the_31st():
@@ -97,17 +64,14 @@ def test_offsets_past_two_to_the_31st():
 
 def test_captured_in_a_graph_without_waiting_for_the_device():
     gate, up = normal(512, 1024, dtype=BF16), normal(512, 1024, dtype=BF16, seed=1)
-    weight = normal(1024, 1024, dtype=BF16, seed=2, scale=1 / 32)
     heads, table = gate.view(1, 512, 16, 64).transpose(1, 2), up[None, :, :64].contiguous()
-    ids, rows = language_ids("mixed", 512, 4), torch.arange(0, 1024, 3, device="cuda")
+    ids = language_ids("mixed", 512, 4)
 
     def step():
         return (
             kernels.swiglu(gate, up, "silu"),
             *kernels.swiglu_stats(gate, up, ids, 4, "silu", "gate"),
             *kernels.swiglu_backward(up, gate, up, "silu", True),
-            *kernels.gated_linear(gate, weight, weight, ids, 4, "silu", "hidden", False)[3],
-            kernels.sparse_weight_grad(gate, up, rows),
             *kernels.rotary(heads, heads, table, table, False, BF16),
         )
 

@@ -90,6 +90,6 @@ def test_what_the_kernels_refuse(change, message):
         kernels.swiglu(*change(normal(4, 8)))
 
 
-def test_why_not_names_the_reason():
-    assert kernels.why_not(DEVICE) is None
-    assert "not meta" in kernels.why_not("meta")
+def test_unavailable_reason_names_the_reason():
+    assert kernels.unavailable_reason(DEVICE) is None
+    assert "not meta" in kernels.unavailable_reason("meta")

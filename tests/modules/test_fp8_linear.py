@@ -86,7 +86,7 @@ def test_forward_and_input_gradient_against_float64(dtype, shape):
     (dx,) = torch.autograd.grad(y, x, grad)
     assert y.dtype == dx.dtype == dtype and dx.shape == x.shape
     original, bias = stock.weight.double(), stock.bias.double()
-    quantised = module.slamkern_fp8.dequantised().double()
+    quantised = module.slamkern_fp8.dequantized().double()
     for weight, bound in ((quantised, 0.04), (original, 0.06)):
         assert 0.005 < relative(y.detach() - stock.bias, x.detach().double() @ weight.T) < bound
         assert 0.005 < relative(dx, grad.double() @ weight) < bound
@@ -103,10 +103,10 @@ def test_both_directions_see_the_same_weight():
     """Row by row and column by column, through one-hot vectors, which FP8 holds exactly."""
     _, module = linear(32, 48)
     weight = module.slamkern_fp8
-    forward = weight.project(weight.quantised(torch.eye(48)), None, torch.float32).T
+    forward = weight.project(weight.quantized(torch.eye(48)), None, torch.float32).T
     backward = weight.input_gradient(torch.eye(32))
     torch.testing.assert_close(forward, backward, rtol=1e-6, atol=0)
-    torch.testing.assert_close(forward, weight.dequantised(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(forward, weight.dequantized(), rtol=1e-6, atol=0)
 
 
 def test_kept_and_made_transposed_copies_give_the_same_bits():
@@ -165,7 +165,7 @@ def test_a_gradient_of_a_sum_and_no_tokens():
     for rows in (6, 0):
         x = normal(6, 48)[:rows].requires_grad_()
         (dx,) = torch.autograd.grad(module(x).sum(), x)
-        expected = torch.ones(rows, 32) @ module.slamkern_fp8.dequantised()
+        expected = torch.ones(rows, 32) @ module.slamkern_fp8.dequantized()
         torch.testing.assert_close(dx, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()) if rows else 0)
 
 
@@ -207,7 +207,7 @@ def test_the_gated_ffn_saves_what_it_saved_and_is_the_chain_of_its_linears(in_fp
     for mine, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(mine, theirs.detach(), rtol=1e-6, atol=1e-6)
 
-    plain = {name: (w if isinstance(w, torch.Tensor) else w.dequantised()) for name, w in arguments.items()}
+    plain = {name: (w if isinstance(w, torch.Tensor) else w.dequantized()) for name, w in arguments.items()}
     of_weights = sum(weight.nbytes for weight in plain.values())
     in_parameters = sum(weight.nbytes for weight in arguments.values() if isinstance(weight, torch.Tensor))
     assert saved_bytes(lambda: fused(arguments)) - in_parameters == saved_bytes(lambda: fused(plain)) - of_weights

@@ -80,7 +80,7 @@ def test_small_results_are_torchs_own() -> None:
     assert caching_allocator.empty_like(torch.ones(8, 4)).untyped_storage().resizable()
 
 
-@pytest.mark.skipif(native.why_not() is not None, reason=f"{native.why_not()}")
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason=f"{native.unavailable_reason()}")
 def test_the_compiled_op_reuses_the_memory_of_a_result_that_is_gone() -> None:
     gate, up = torch.randn(2, 256, LARGE[0] // 256)
     hidden = native.swiglu(gate, up, "silu")

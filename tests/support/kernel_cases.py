@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slamkern.kernels import (
-    dual_gemm,
     fp8,
     glu,
     glu_stats,
@@ -15,7 +14,6 @@ from slamkern.kernels import (
     merge_moments,
     rmsnorm,
     rope,
-    weight_grad,
 )  # fmt: skip
 
 _STATS = {"language_ptr": "*i32", "count_ptr": "*i32", "mean_ptr": "*fp32", "m2_ptr": "*fp32", "active_ptr": "*i32"}
@@ -28,7 +26,7 @@ class Case:
     kernel: Any
     types: dict[str, str]
     constants: dict[str, Any]
-    tile: launch.Strip | launch.GemmTile
+    tile: launch.Strip
     absent: tuple[str, ...] = ()
     expect: tuple[str, ...] = field(default=())
 
@@ -88,14 +86,6 @@ def _elementwise() -> dict[str, Case]:
         "swiglu_stats fp32 silu gate": Case(
             stats, _pointers("fp32", *matrices) | _STATS, {"ACTIVATION": "silu"} | gate, two[4], (), wide
         ),
-        "swiglu_moments bf16 silu": Case(
-            stats,
-            _pointers("bf16", *matrices) | _STATS,
-            {"ACTIVATION": "silu"} | gate,
-            two[2],
-            ("up_ptr", "hidden_ptr"),
-            wide[:2],
-        ),
         "merge_partials": Case(merge_moments.merge_partials_kernel, merge, {"CONTINUE": True} | blocks, merge_tile),
         "rms_norm bf16": Case(rmsnorm.rms_norm_kernel, norm, {"STYLE": "rounded"}, row, (), wide),
         "rms_norm_backward bf16": Case(rmsnorm.rms_norm_backward_kernel, norm, {"STYLE": "rounded"}, row, (), wide),
@@ -117,7 +107,7 @@ def _rotary() -> dict[str, Case]:
     }
 
 
-def _quantisation() -> dict[str, Case]:
+def _quantization() -> dict[str, Case]:
     types = {**_pointers("bf16", "x"), **_pointers("fp32", "multiplier", "scale"), **_pointers("fp8e4nv", "values")}
     kernel, fast = fp8.quantize_rows_kernel, ("vector_loads", "no_narrow_loads")
     # Inputs of a Linear as they are, gradients times a weight's scales; the widest row is a down projection's input.
@@ -132,39 +122,7 @@ def _quantisation() -> dict[str, Case]:
 IMPOSSIBLE = {80: {"quantize_rows": "sm_80 has no e4m3 numbers"}}
 
 
-def _gemms(target: int) -> dict[str, Case]:
-    capability = (target // 10, target % 10)
-    unit = {80: "hmma", 90: "wgmma", 100: "tcgen05"}[target]
-    (tile, *_), (single, *_) = launch.dual_gemm(4096, 2, capability), launch.dual_gemm(4096, 4, capability)
-    matrices = ("x", "w_gate", "w_up", "hidden", "gate", "up")
-    constants = {"ACTIVATION": "silu", "OBSERVE": "gate", "WIDEN": False, "GROUP_M": 8}
-    projections, loads = ("gate_ptr", "up_ptr"), (unit, "vector_copies")
-    pointers = {
-        "gated_linear bf16 statistics projections": ("bf16", tile, (), loads),
-        "gated_linear fp32 statistics": ("fp32", single, projections, ()),
-    }
-    if target < 90:
-        pointers["gated_linear bf16 statistics"] = ("bf16", tile, projections, loads)
-    cases = {
-        name: Case(dual_gemm.gated_linear_kernel, _pointers(dtype, *matrices) | _STATS, constants, size, absent, expect)
-        for name, (dtype, size, absent, expect) in pointers.items()
-    }
-    if target >= 90:
-        rows, weights = (f"tensordesc<bf16[{n},{tile.block_k}]>" for n in (tile.block_m, tile.block_n))
-        types = {"x_map": rows, "w_gate_map": weights, "w_up_map": weights} | _pointers("bf16", "hidden") | _STATS
-        cases["gated_linear maps bf16 statistics"] = Case(
-            dual_gemm.gated_linear_tma_kernel, types, constants, tile, projections, (unit, "tma")
-        )
-    chosen = _pointers("bf16", "grad", "x", "out") | _pointers("i64", "rows", "cols")
-    for name, absent in (("all", ("rows_ptr", "cols_ptr")), ("rows", ("cols_ptr",)), ("columns", ("rows_ptr",))):
-        size = launch.weight_grad(2, capability)[0]
-        cases[f"weight_grad bf16 {name}"] = Case(
-            weight_grad.weight_grad_kernel, chosen, {"WIDEN": False}, size, absent, (unit,)
-        )
-    return cases
-
-
 def cases(target: int) -> dict[str, Case]:
     """Every kernel and feature at the tile sizes of production, for compute capability ``target / 10``."""
-    every = _elementwise() | _rotary() | _quantisation() | _gemms(target)
+    every = _elementwise() | _rotary() | _quantization()
     return {name: case for name, case in every.items() if name.split()[0] not in IMPOSSIBLE.get(target, {})}

@@ -237,8 +237,8 @@ def test_on_cuda_the_products_match_the_emulation_and_memory_is_saved(keep):
         on_cpu._transposed = None
         for mine, theirs in (
             (
-                on_gpu.project(on_gpu.quantised(x), None, x.dtype),
-                on_cpu.project(on_cpu.quantised(x.cpu()), None, x.dtype),
+                on_gpu.project(on_gpu.quantized(x), None, x.dtype),
+                on_cpu.project(on_cpu.quantized(x.cpu()), None, x.dtype),
             ),
             (on_gpu.input_gradient(grad), on_cpu.input_gradient(grad.cpu())),
         ):

@@ -36,7 +36,7 @@ def test_a_step_needs_hardly_more_flops_than_the_least(shape, trained):
     head = read_head(model)
     with flop_counter() as counter:
         packed_loss(model, collate(EXAMPLES), head=head).backward()
-    least = Dimensions.of(model.config).least_flops(LENGTHS, supervised_tokens(EXAMPLES), trained)
+    least = Dimensions.of(model.config).minimum_flops(LENGTHS, supervised_tokens(EXAMPLES), trained)
     assert least <= counter.get_total_flops() <= 1.02 * least
 
 
@@ -47,7 +47,7 @@ def test_the_least_is_what_the_method_promises():
     tokens = [1] * 1000  # of one token each: no attention to speak of
     forward = 2 * 1000 * 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     head = 2 * 2 * 1000 * 4096 * 32000  # logits and the gradient of their input
-    assert (dimensions.least_flops(tokens, 1000, range(6)) - head) / forward == pytest.approx(2.08, abs=0.03)
+    assert (dimensions.minimum_flops(tokens, 1000, range(6)) - head) / forward == pytest.approx(2.08, abs=0.03)
     assert minimum_saved(dimensions)["ffn"] == 4 * 11008
     assert sum(minimum_saved(dimensions).values()) == 4 * 8192 + 2 * 8192 + 2 * 22016 + 8 + 4 * 32  # 91 KiB
 
