@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks.results import Row as ResultRow
 from benchmarks.stage import Stage, show
 from benchmarks.timing import Case, interleaved
-from slamkern import Recorder, patch_model, record_stats
+from slamkern import patch_model, record_stats
 from slamkern.data.synthetic import LANGUAGES, generate
 from slamkern.data.tasks import load_task
 from slamkern.errors import SlamkernError
@@ -34,6 +34,7 @@ from slamkern.modules.packed_attention import packed_attention
 from slamkern.modules.patch import fused_ffns
 from slamkern.pipeline.loading import load_model
 from slamkern.probe.collect import Batch, Row, packed, padded, tokenize
+from slamkern.probe.recorder import Recorder
 
 MGSM = Path(__file__).resolve().parents[2] / "shared" / "data" / "mgsm"
 COLUMNS = ("variant", "model", "texts", "real_tokens", "real_share", "tokens_per_second", "against_unpatched")

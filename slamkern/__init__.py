@@ -9,13 +9,14 @@ from slamkern.errors import SlamkernError
 from slamkern.evaluation.accuracy import evaluate
 from slamkern.evaluation.scoring import EvaluationResult
 from slamkern.modules.patch import explain, patch_model, patched, unpatch_model
-from slamkern.ops.moments import Moments
 from slamkern.probe.collect import collect_stats
-from slamkern.probe.recorder import Recorder, record_stats
+from slamkern.probe.recorder import record_stats
 from slamkern.probe.stats import ActivationStats
-from slamkern.selection.layers import LayerSelection, preset, select_layers
-from slamkern.selection.trainable import Trainable, apply_selection, trainable_tensors
+from slamkern.selection.layers import LayerSelection, select_layers
+from slamkern.selection.trainable import apply_selection, print_trainable_parameters
+from slamkern.training.checkpoint import load_delta, save_delta
 from slamkern.training.config import TrainConfig, TrainResult
+from slamkern.training.export import export_model
 from slamkern.training.loop import train
 from slamkern.version import __version__
 
@@ -23,25 +24,24 @@ __all__ = [
     "ActivationStats",
     "EvaluationResult",
     "LayerSelection",
-    "Moments",
     "Pair",
-    "Recorder",
     "SlamkernError",
     "TrainConfig",
     "TrainResult",
-    "Trainable",
     "__version__",
     "apply_selection",
     "collect_stats",
     "evaluate",
     "explain",
+    "export_model",
+    "load_delta",
     "load_pairs",
     "patch_model",
     "patched",
-    "preset",
+    "print_trainable_parameters",
     "record_stats",
+    "save_delta",
     "select_layers",
     "train",
-    "trainable_tensors",
     "unpatch_model",
 ]

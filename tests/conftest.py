@@ -12,6 +12,7 @@ import torch
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -63,9 +64,10 @@ def fit(tiny_tokenizer, monkeypatch):
     # The instruction of a translation is longer than these tiny texts: leave it out.
     monkeypatch.setattr(Prompt, "translation", lambda self, pair: (self._render(pair.source, "English"), pair.target))
 
-    def fit(config=CONFIG, *, model=None, pairs=PAIRS, **options):
+    def fit(config=CONFIG, *, model=None, pairs=PAIRS, out=None, **options):
         if model is None:
             model = selected()
+        config = replace(config, output_dir=out)
         return model, train(model, tiny_tokenizer, pairs, config, progress=False, **options)
 
     return fit

@@ -125,7 +125,7 @@ def train(
     loaded, tokenizer = load(settings)
     apply_selection(patch_model(loaded), chosen, settings.select.projections)
     result = loop.train(
-        loaded, tokenizer, pairs, settings.train_config(), out=out, selection=chosen, resume=resume, held_out=held_out
+        loaded, tokenizer, pairs, settings.train_config(out), selection=chosen, resume=resume, held_out=held_out
     )
     share = 100 * result.trained_parameters / result.total_parameters
     typer.echo(
@@ -229,7 +229,7 @@ def demo(
 @app.command()
 def export(out: Out, model: Model = None, delta: Delta = None, config: Config = None, overrides: Set = None) -> None:
     """A full Hugging Face folder of a model with trained weights put in, loadable without slamkern."""
-    from slamkern.training.export import export as export_model
+    from slamkern.training.export import export_model
 
     settings = configure(config, overrides, model__name=model)
     typer.echo(str(export_model(*load(settings, delta), out)))

@@ -1,9 +1,9 @@
 """The configuration of a run: one YAML file, one section a stage, every default in one place.
 
 Sections: ``model``, ``data``, ``probe``, ``select``, ``train``, ``evaluate``. The ``train`` section has exactly the
-fields and defaults of :class:`slamkern.TrainConfig`. Unknown keys are refused with the nearest known one; values are
-validated by pydantic, and every error is one line that names the file (or ``--set``) and the key. Nothing here loads a
-model or touches data.
+fields and defaults of :class:`slamkern.TrainConfig` but ``output_dir``, which ``--out`` says. Unknown keys are refused
+with the nearest known one; values are validated by pydantic, and every error is one line that names the file (or
+``--set``) and the key. Nothing here loads a model or touches data.
 """
 
 import dataclasses
@@ -97,14 +97,15 @@ class EvaluateSection(Section):
     english: str | None = None
 
 
-def _section_of(dataclass: type) -> type[Section]:
-    """A section with the fields and defaults of a dataclass, so that they are written down once."""
+def _section_of(dataclass: type, without: str) -> type[Section]:
+    """A section with the fields and defaults of a dataclass but one, so that they are written down once."""
     hints = typing.get_type_hints(dataclass)
-    fields: dict[str, Any] = {field.name: (hints[field.name], field.default) for field in dataclasses.fields(dataclass)}
+    named = [field for field in dataclasses.fields(dataclass) if field.name != without]
+    fields: dict[str, Any] = {field.name: (hints[field.name], field.default) for field in named}
     return create_model("TrainSection", __base__=Section, **fields)
 
 
-TrainSection = _section_of(TrainConfig)
+TrainSection = _section_of(TrainConfig, without="output_dir")
 
 
 class RunConfig(Section):
@@ -117,9 +118,9 @@ class RunConfig(Section):
     train: TrainSection = TrainSection()  # type: ignore[valid-type]
     evaluate: EvaluateSection = EvaluateSection()
 
-    def train_config(self) -> TrainConfig:
+    def train_config(self, output_dir: Path | None = None) -> TrainConfig:
         """The train section as a :class:`TrainConfig`."""
-        return TrainConfig(**self.train.model_dump())  # type: ignore[attr-defined]
+        return TrainConfig(output_dir=output_dir, **self.train.model_dump())  # type: ignore[attr-defined]
 
     def fingerprint(self) -> str:
         """A hash of every value: equal fingerprints, equal results."""

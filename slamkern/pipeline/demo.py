@@ -15,7 +15,7 @@ from slamkern.errors import SlamkernError
 from slamkern.pipeline import run
 from slamkern.pipeline.config import RunConfig, build_config, parse_overrides
 from slamkern.pipeline.demo_model import ModelSize, build_model
-from slamkern.training.export import export
+from slamkern.training.export import export_model
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ def run_demo(
         unseen = {pair.target for pair in run.alignment_pairs(config)[1]}
 
         def make_model(_: Path) -> None:
-            export(*build_model(size or ModelSize(), config.evaluate.prompt, unseen, progress=progress), out / "model")
+            built = build_model(size or ModelSize(), config.evaluate.prompt, unseen, progress=progress)
+            export_model(*built, out / "model")
 
         claimed.stage("model", "model/config.json", make_model)
     return run.run(config, out, progress=progress)

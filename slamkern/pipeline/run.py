@@ -24,7 +24,7 @@ from slamkern.modules.patch import patch_model
 from slamkern.pipeline.config import RunConfig, difference
 from slamkern.pipeline.loading import describe, load_model
 from slamkern.probe.stats import ActivationStats
-from slamkern.selection.layers import LayerSelection, preset, select_layers
+from slamkern.selection.layers import LayerSelection, select_layers
 from slamkern.version import __version__
 
 log = logging.getLogger(__name__)
@@ -120,8 +120,8 @@ def run(config: RunConfig, out: str | Path, *, progress: bool = True) -> dict[st
     before = claimed.stage("before", "evaluation/before.json", measure_into)
     started = time.perf_counter()
     result = train(
-        model, tokenizer, aligned, config.train_config(),
-        out=out / "train", selection=selection, resume=True, progress=progress,
+        model, tokenizer, aligned, config.train_config(out / "train"),
+        selection=selection, resume=True, progress=progress,
     )  # fmt: skip
     claimed.seconds.setdefault("train", round(time.perf_counter() - started, 1))
     after = claimed.stage("after", "evaluation/after.json", measure_into)
@@ -133,7 +133,7 @@ def run(config: RunConfig, out: str | Path, *, progress: bool = True) -> dict[st
         "data": {"path": config.data.path, "train_pairs": len(aligned), "held_out_pairs": len(held_out)},
         "training_prompt": config.train_config().prompt,
         "selected_layers": list(selection.layers),
-        **{name: value for name, value in asdict(result).items() if name not in ("out", "held_out_loss")},
+        **{name: value for name, value in asdict(result).items() if name not in ("output_dir", "held_out_loss")},
         "before": _metrics(before),
         "after": _metrics(after),
         "seconds": dict(claimed.seconds),
@@ -187,7 +187,7 @@ def select(config: RunConfig, stats: str | Path) -> LayerSelection:
     """The selection of the select section: a preset, or made from a statistics file."""
     section = config.select
     if section.preset is not None:
-        return preset(section.preset)
+        return LayerSelection.preset(section.preset)
     return select_layers(
         ActivationStats.load(stats), section.k, section.score, rule=section.rule, region=section.region,
         center=section.center, neuron_fraction=section.neuron_fraction, bootstrap=section.bootstrap, seed=section.seed,

@@ -39,6 +39,13 @@ class LayerSelection:
     neurons: Mapping[int, tuple[int, ...]] | None = None
     stability: tuple[float, ...] | None = None
 
+    @classmethod
+    def preset(cls, name: str) -> "LayerSelection":
+        """One of the authors' selections: slam-7b-paper, slam-7b-script, slam-13b."""
+        if name not in PRESETS:
+            raise SlamkernError(f"unknown preset {name!r}; known: {' '.join(PRESETS)}")
+        return PRESETS[name]
+
     def save(self, path: str | Path) -> None:
         """Write ``selection.json``, atomically."""
         write_json(path, self.to_dict())
@@ -96,13 +103,6 @@ PRESETS: Mapping[str, LayerSelection] = MappingProxyType(
         "slam-13b": LayerSelection(tuple(range(6)), k=6, rule="preset", num_layers=40),
     }
 )
-
-
-def preset(name: str) -> LayerSelection:
-    """One of the authors' selections: slam-7b-paper, slam-7b-script, slam-13b."""
-    if name not in PRESETS:
-        raise SlamkernError(f"unknown preset {name!r}; known: {' '.join(PRESETS)}")
-    return PRESETS[name]
 
 
 def select_layers(

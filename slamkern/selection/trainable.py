@@ -153,3 +153,11 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     whole = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     single = {t.name: t.parameter for t in trainable_tensors(model) if t.neurons is not None}
     return whole | single
+
+
+def print_trainable_parameters(model: nn.Module) -> None:
+    """Print how many parameters are trained, in PEFT's words: numbers and their share in percent."""
+    trained = sum(parameter.numel() for parameter in trained_parameters(model).values())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    share = 100 * trained / total
+    print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {share:.4f}")

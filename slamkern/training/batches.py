@@ -28,9 +28,10 @@ def plan_steps(lengths: Sequence[int], config: TrainConfig) -> list[list[list[in
     """Every step of a run: its micro-batches, each a list of example indices. A step never spans two epochs."""
     steps: list[list[list[int]]] = []
     epoch = 0
-    while epoch < config.epochs if config.max_steps is None else len(steps) < config.max_steps:
+    while epoch < config.num_train_epochs if config.max_steps is None else len(steps) < config.max_steps:
         batches = pack_plan(lengths, config.tokens_per_batch, config.seed, epoch)
-        steps += [batches[first : first + config.accumulation] for first in range(0, len(batches), config.accumulation)]
+        size = config.gradient_accumulation_steps
+        steps += [batches[first : first + size] for first in range(0, len(batches), size)]
         epoch += 1
     return steps[: config.max_steps]
 

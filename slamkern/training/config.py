@@ -11,29 +11,47 @@ from slamkern.errors import SlamkernError
 from slamkern.selection.trainable import trained_parameters
 from slamkern.training.memory_budget import parse_bytes
 
+_COUNTS = ("num_train_epochs", "tokens_per_batch", "gradient_accumulation_steps", "max_length", "logging_steps")
+_POSITIVE = ("learning_rate", "adam_epsilon")
+_CHOICES = {
+    "lr_scheduler_type": ("cosine", "constant", "constant_with_warmup"),
+    "frozen_precision": ("model", "fp8"),
+    "report_to": ("none", "tensorboard"),
+}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The recipe. Defaults are SLAM's (lr 2e-5, cosine, 4 epochs, length 1024, no weight decay, clip 1.0).
 
-    max_steps: exactly this many steps, over as many epochs as they take, instead of ``epochs``. clip 0: no clipping.
-    save_every 0: no checkpoints before the end (Ctrl-C still writes one). packing False: padded batches, for models
-    without packed attention. gradient_checkpointing: recompute activations in backward, for less memory.
+    Fields have the names of ``transformers.TrainingArguments`` (and of TRL's ``SFTConfig``) where both mean the same.
+
+    output_dir: folder for logs, checkpoints and the resulting delta; None writes nothing.
+    lr_scheduler_type: "cosine", "constant", or "constant_with_warmup"; ``warmup_steps`` rise from 0 to the peak.
+    max_steps: exactly this many steps, over as many epochs as they take, instead of ``num_train_epochs``.
+    tokens_per_batch: at most this many tokens in a micro-batch, of which a step has ``gradient_accumulation_steps``.
+    max_grad_norm: gradients are clipped to this global 2-norm; 0: no clipping.
+    save_steps: a checkpoint every so many steps; None: only at the end (Ctrl-C still writes one).
+    packing: False pads batches instead, for models without packed attention.
+    gradient_checkpointing: recompute activations in backward, for less memory.
     memory_budget: like "24GB"; as few FFNs as it takes for a step to fit recompute gate and up (see memory_budget.py).
     frozen_precision: "model", the dtype the model is in, or "fp8" for the frozen Linears of its layers (see fp8.py).
+    report_to: "tensorboard" also writes its events to ``output_dir``.
     """
 
+    output_dir: str | Path | None = None
     learning_rate: float = 2e-5
-    schedule: Literal["cosine", "constant"] = "cosine"
+    lr_scheduler_type: Literal["cosine", "constant", "constant_with_warmup"] = "cosine"
     warmup_steps: int = 0
-    epochs: int = 4
+    num_train_epochs: int = 4
     max_steps: int | None = None
     tokens_per_batch: int = 4096
-    accumulation: int = 1
-    clip: float = 1.0
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float = 1.0
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
     seed: int = 0
     prompt: str = "alpaca"
     max_length: int = 1024
@@ -41,29 +59,33 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     memory_budget: str | None = None
     frozen_precision: Literal["model", "fp8"] = "model"
-    save_every: int = 0
-    log_every: int = 10
-    tensorboard: bool = False
+    save_steps: int | None = None
+    logging_steps: int = 10
+    report_to: Literal["none", "tensorboard"] = "none"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "tokens_per_batch", "accumulation", "max_length", "log_every", "learning_rate", "eps"):
+        for name in (*_COUNTS, *_POSITIVE):
             if not getattr(self, name) > 0:
                 raise SlamkernError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("warmup_steps", "clip", "weight_decay", "save_every"):
+        for name in ("warmup_steps", "max_grad_norm", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise SlamkernError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise SlamkernError(f"max_steps is {self.max_steps}; it must be at least 1, or None for whole epochs")
-        if self.schedule not in ("cosine", "constant"):
-            raise SlamkernError(f"unknown schedule {self.schedule!r}; use cosine or constant")
-        if self.frozen_precision not in ("model", "fp8"):
-            raise SlamkernError(f"unknown frozen_precision {self.frozen_precision!r}; use model or fp8")
+        for name, otherwise in (("max_steps", "whole epochs"), ("save_steps", "no checkpoint before the end")):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SlamkernError(f"{name} is {value}; it must be at least 1, or None for {otherwise}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise SlamkernError(f"unknown {name} {getattr(self, name)!r}; use {' or '.join(known)}")
+        if self.lr_scheduler_type == "constant" and self.warmup_steps:
+            raise SlamkernError("lr_scheduler_type constant has no warmup_steps; use constant_with_warmup")
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)
             if not self.packing or self.gradient_checkpointing:
                 raise SlamkernError("memory_budget plans packed batches without gradient_checkpointing; choose one")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise SlamkernError(f"betas are {self.betas}; each must be at least 0 and below 1")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SlamkernError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -84,12 +106,12 @@ class TrainResult:
     trained_parameters: int
     total_parameters: int
     padding_share: float
-    out: Path | None
+    output_dir: Path | None
     held_out_loss: tuple[float, float] | None = None
 
     @classmethod
     def of(
-        cls, model: nn.Module, rows: Sequence[Mapping[str, Any]], held_out: Mapping[str, float], out: Path | None
+        cls, model: nn.Module, rows: Sequence[Mapping[str, Any]], held_out: Mapping[str, float], output_dir: Path | None
     ) -> "TrainResult":
         """The summary of the lines of metrics.jsonl and of held_out.json (empty: nothing was held out)."""
         tokens = sum(row["tokens"] for row in rows)
@@ -107,6 +129,6 @@ class TrainResult:
             trained_parameters=sum(p.numel() for p in trained_parameters(model).values()),
             total_parameters=sum(p.numel() for p in model.parameters()),
             padding_share=1 - tokens / positions,
-            out=out,
+            output_dir=output_dir,
             held_out_loss=(held_out["before"], held_out["after"]) if held_out else None,
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def export(model: "PreTrainedModel", tokenizer: Any, folder: str | Path) -> Path:
+def export_model(model: "PreTrainedModel", tokenizer: Any, folder: str | Path) -> Path:
     """Write ``folder`` as a whole or not at all; returns it.
 
     SlamkernError for a folder that is not empty, and for a model that cannot be saved. OSError when the disk is full.

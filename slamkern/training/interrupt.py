@@ -6,7 +6,7 @@ from types import FrameType
 from typing import Any
 
 
-class StopAtStep:
+class GracefulInterrupt:
     """Context manager; ``requested`` turns True at the first SIGINT. The handler of before is back afterwards.
 
     A request that the block did not answer is raised at its end: no Ctrl-C is lost.
@@ -18,7 +18,7 @@ class StopAtStep:
         self.requested = False
         self._previous: Any = None
 
-    def __enter__(self) -> "StopAtStep":
+    def __enter__(self) -> "GracefulInterrupt":
         main = threading.current_thread() is threading.main_thread()
         if main and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
             self._previous = signal.signal(signal.SIGINT, self._request)

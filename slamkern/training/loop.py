@@ -1,11 +1,12 @@
 """The training loop: translation pairs in, the tensors that require a gradient fine-tuned, everything else untouched.
 
-One step: the summed loss of ``accumulation`` micro-batches, each a row of up to ``tokens_per_batch`` packed tokens,
-divided by the supervised tokens of the whole step, so that how a step is cut into micro-batches does not matter;
-clipping by global norm; AdamW on float32 masters; the learning-rate schedule. Only response tokens are supervised.
+One step: the summed loss of ``gradient_accumulation_steps`` micro-batches, each a row of up to ``tokens_per_batch``
+packed tokens, divided by the supervised tokens of the whole step, so that how a step is cut into micro-batches does not
+matter; clipping by global norm; AdamW on float32 masters; the learning-rate schedule. Only response tokens are
+supervised.
 
-Files in ``out``: see ``run_folder``. A killed run that is resumed ends bitwise where the unbroken one ends (on a CPU).
-One process: nothing here shards a model or a batch.
+Files in ``output_dir``: see ``run_folder``. A killed run that is resumed ends bitwise where the unbroken one ends (on a
+CPU). One process: nothing here shards a model or a batch.
 """
 
 import logging
@@ -38,7 +39,7 @@ from slamkern.training.checkpoint import (
 )
 from slamkern.training.config import TrainConfig, TrainResult
 from slamkern.training.fp8 import frozen_in_fp8
-from slamkern.training.interrupt import StopAtStep
+from slamkern.training.interrupt import GracefulInterrupt
 from slamkern.training.loss import describe_head, read_head
 from slamkern.training.memory_budget import parse_bytes, recomputing
 from slamkern.training.optimizer import MasterAdamW, learning_rate
@@ -58,7 +59,6 @@ def train(
     pairs: Sequence[Pair],
     config: TrainConfig | None = None,
     *,
-    out: str | Path | None = None,
     selection: LayerSelection | None = None,
     resume: bool = False,
     held_out: Sequence[Pair] | None = None,
@@ -66,15 +66,15 @@ def train(
 ) -> TrainResult:
     """Fine-tune exactly the parameters that require a gradient (see ``apply_selection``) on translating ``pairs``.
 
-    out: folder for logs, checkpoints and the resulting delta; None writes nothing. selection: saved beside the delta;
-    it must be the one that was applied. resume: go on in ``out`` where the run stopped, or start if it never began.
+    selection: saved beside the delta; it must be the one that was applied. resume: go on in ``config.output_dir``
+    where the run stopped, or start if it never began.
     held_out: pairs to measure before and after. The random state of the caller and the model's mode are kept.
 
     SlamkernError: nothing to train, nothing to train on, a folder of another run, a loss that is not finite (before
-    the weights change). KeyboardInterrupt: at the end of the step, after saving a checkpoint where ``out`` is given.
+    the weights change). KeyboardInterrupt: at the end of the step, after saving a checkpoint where there is a folder.
     """
     config = config or TrainConfig()
-    out = None if out is None else Path(out)
+    out = None if config.output_dir is None else Path(config.output_dir)
     _check(model, selection, out, resume)
     examples = tokenize(pairs, tokenizer, config)
     unseen = tokenize(held_out, tokenizer, config) if held_out else []
@@ -111,12 +111,15 @@ def train(
                 max(sum(lengths[index] for index in batch) for step in steps for batch in step),
                 parse_bytes(config.memory_budget),
                 length=max(lengths),
-                accumulation=config.accumulation,
+                accumulation=config.gradient_accumulation_steps,
                 head=head,
             )
             stack.enter_context(plan)
         optimizer = MasterAdamW(
-            trained_parameters(model).items(), betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+            trained_parameters(model).items(),
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
         )
         stack.callback(optimizer.clear_gradients)
         checkpoint = run.latest_checkpoint()
@@ -125,7 +128,7 @@ def train(
             start = restore_checkpoint(checkpoint, model, optimizer, fingerprint=run.fingerprint)
             log.info("resuming after step %d of %d", start, len(steps))
         run.go_back_to(start)
-        board = stack.enter_context(run.tensorboard()) if config.tensorboard else None
+        board = stack.enter_context(run.tensorboard()) if config.report_to == "tensorboard" else None
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         if unseen and start == 0:
             run.note_held_out("before", mean_loss(model, head, unseen, config, pad_id))
@@ -134,12 +137,12 @@ def train(
         bar = stack.enter_context(
             progress_bar(total=len(steps), initial=start, desc="train", unit="step", show=progress)
         )
-        stop = stack.enter_context(StopAtStep())
+        stop = stack.enter_context(GracefulInterrupt())
         for done in range(start, len(steps)):
             started = time.perf_counter()
             batches = [[examples[index] for index in batch] for batch in steps[done]]
             supervised = sum(supervised_tokens(batch) for batch in batches)
-            rate = learning_rate(done, len(steps), config.learning_rate, config.warmup_steps, config.schedule)
+            rate = learning_rate(done, len(steps), config.learning_rate, config.warmup_steps, config.lr_scheduler_type)
             total = torch.zeros((), device=model.device)
             for batch in batches:
                 part = sum_loss(model, head, batch, config.packing, pad_id) / supervised
@@ -149,7 +152,7 @@ def train(
             loss = float(total)  # device sync, once a step
             if missing := optimizer.without_gradient():
                 raise SlamkernError(f"the loss does not depend on {missing[0]}, so it cannot be trained; freeze it")
-            norm = optimizer.clip(config.clip)
+            norm = optimizer.clip(config.max_grad_norm)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise SlamkernError(
                     f"step {done + 1}: loss {loss}, gradient norm {norm}; stopped before the weights changed"
@@ -174,18 +177,20 @@ def train(
             run.append(row)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
-            if (done + 1) % config.log_every == 0 or done + 1 == len(steps):
+            if (done + 1) % config.logging_steps == 0 or done + 1 == len(steps):
                 log.info("step %d/%d loss %.4f, %.0f tokens/s", done + 1, len(steps), loss, row["tokens_per_second"])
                 if board is not None:
                     for name in ("loss", "lr", "grad_norm", "tokens_per_second"):
                         board.add_scalar(name, row[name], done + 1)
-            due = config.save_every and (done + 1) % config.save_every == 0
+            due = config.save_steps and (done + 1) % config.save_steps == 0
             if out is not None and (due or stop.requested):
                 run.sync()
                 save_checkpoint(model, optimizer, out, step=done + 1, fingerprint=run.fingerprint, selection=selection)
             if stop.requested:
                 where = (
-                    f"saved in {out}; go on with resume=True" if out is not None else "without out, nothing is saved"
+                    f"saved in {out}; go on with resume=True"
+                    if out is not None
+                    else "without output_dir, nothing is saved"
                 )
                 raise KeyboardInterrupt(f"stopped after step {done + 1} of {len(steps)}: {where}")
         if unseen:
@@ -200,7 +205,7 @@ def _check(model: "PreTrainedModel", selection: LayerSelection | None, out: Path
     if any(parameter.is_meta for parameter in model.parameters()):
         raise SlamkernError("the model has weights on the meta device, which hold no values; load it before training")
     if resume and out is None:
-        raise SlamkernError("resume=True needs out, the folder of the run to go on with")
+        raise SlamkernError("resume=True needs output_dir, the folder of the run to go on with")
     if resume and out is not None and (out / "run.json").exists():
         restore_freeze(model, read_identity(out)["trained"], out)
     trainable = trainable_tensors(model)

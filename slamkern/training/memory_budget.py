@@ -93,7 +93,7 @@ class Footprint:
         fixed = self.weights + self.state + self.gradients
         fitting = self._most_positions(budget, order)
         way_out = (
-            f"micro-batches of {fitting} tokens would fit (tokens_per_batch, with more accumulation)"
+            f"micro-batches of {fitting} tokens would fit (tokens_per_batch, with more gradient_accumulation_steps)"
             if fitting
             else f"weights and the state of what is trained alone are {_gb(fixed)};"
             f" train fewer layers or use a smaller dtype"

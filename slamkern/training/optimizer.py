@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
 
-SCHEDULES = ("cosine", "constant")
 
-
-def learning_rate(step: int, total_steps: int, peak: float, warmup_steps: int = 0, schedule: str = "cosine") -> float:
+def learning_rate(
+    step: int, total_steps: int, peak: float, warmup_steps: int = 0, lr_scheduler_type: str = "cosine"
+) -> float:
     """The rate of step t = 0 .. total_steps - 1.
 
     warmup, t < w:   peak * (t + 1) / w
     cosine:          peak * (1 + cos(pi * (t - w) / (total_steps - w))) / 2, peak at t = w and 0 at t = total_steps
-    constant:        peak
+    constant(_with_warmup): peak
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    if schedule == "constant":
+    if lr_scheduler_type != "cosine":
         return peak
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return peak * 0.5 * (1.0 + math.cos(math.pi * progress))

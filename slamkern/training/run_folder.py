@@ -41,7 +41,7 @@ COMPARED = {
     "frozen_weights": "frozen weights",
 }
 # These change what is written and shown, or what is computed twice, not the result.
-WITHOUT_EFFECT = ("log_every", "memory_budget", "save_every", "tensorboard")
+WITHOUT_EFFECT = ("logging_steps", "memory_budget", "output_dir", "report_to", "save_steps")
 
 
 @dataclass
@@ -119,11 +119,13 @@ class RunFolder:
     def tensorboard(self) -> Any:
         """A TensorBoard writer (a context manager) that goes on after the steps logged so far."""
         if self.path is None:
-            raise SlamkernError("tensorboard=True needs out, the folder to write its events to")
+            raise SlamkernError("report_to tensorboard needs output_dir, the folder to write its events to")
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise SlamkernError("tensorboard=True needs tensorboard: pip install 'slamkern[tensorboard]'") from error
+            raise SlamkernError(
+                "report_to tensorboard needs its package: pip install 'slamkern[tensorboard]'"
+            ) from error
         return SummaryWriter(str(self.path / "tensorboard"), purge_step=len(self.rows) + 1)
 
 

@@ -134,10 +134,14 @@ def test_file_contract_and_round_trip(rate, tmp_path):
 
 
 def test_presets_are_the_authors_layers():
-    assert slamkern.preset("slam-7b-paper").layers == slamkern.preset("slam-13b").layers == (0, 1, 2, 3, 4, 5)
-    assert slamkern.preset("slam-7b-script").layers == (0, 1, 2, 3, 4)
+    assert (
+        slamkern.LayerSelection.preset("slam-7b-paper").layers
+        == slamkern.LayerSelection.preset("slam-13b").layers
+        == (0, 1, 2, 3, 4, 5)
+    )
+    assert slamkern.LayerSelection.preset("slam-7b-script").layers == (0, 1, 2, 3, 4)
     with pytest.raises(slamkern.SlamkernError, match="unknown preset 'slam-70b'; known: slam-7b-paper"):
-        slamkern.preset("slam-70b")
+        slamkern.LayerSelection.preset("slam-70b")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import slamkern
 from slamkern.probe.stats import model_signature
 from slamkern.selection.layers import LayerSelection
+from slamkern.selection.trainable import trainable_tensors
 
 LLAMA_2 = {
     "7b": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
@@ -25,7 +26,7 @@ LLAMA_2 = {
 def test_published_parameter_counts(size, preset, trained, share):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=32000, **LLAMA_2[size]))
-    chosen = slamkern.apply_selection(model, slamkern.preset(preset))
+    chosen = slamkern.apply_selection(model, slamkern.LayerSelection.preset(preset))
     assert sum(trainable.parameter.numel() for trainable in chosen) == trained
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trained
     assert round(100 * trained / sum(p.numel() for p in model.parameters()), 2) == share
@@ -41,7 +42,7 @@ def test_exactly_the_selected_weights_require_grad(patched):
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert names == {"model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"}
     assert {trainable.name for trainable in chosen} == names
-    assert slamkern.trainable_tensors(model) == chosen
+    assert trainable_tensors(model) == chosen
     assert [(t.layer, t.projection) for t in chosen] == [(1, "up"), (1, "down")]
     slamkern.apply_selection(model, (3, 0), projections=("gate",))
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -72,7 +73,7 @@ def test_refusals_change_nothing(llama):
         ((llama, [0], ("up", "out")), {}, r"unknown projections \['out'\]; known: gate up down"),
         ((llama, [0], ()), {}, "unknown projections"),
         ((llama, selection), {}, "made for other .llama-32-4096-11008., this model is llama-4-32-48"),
-        ((llama, slamkern.preset("slam-13b")), {}, "is for 40 layers, the model has 4"),
+        ((llama, slamkern.LayerSelection.preset("slam-13b")), {}, "is for 40 layers, the model has 4"),
         ((tiny_model("phi3"), [0]), {}, "trained whole or not at all; use projections gate,up,down or down"),
         ((tiny_model("gpt2"), [0], ("gate", "up")), {}, "has no gate; train projections from: up down"),
         ((torch.nn.Linear(2, 2), [0]), {}, "has no FFN"),
@@ -87,3 +88,12 @@ def test_a_selection_made_for_this_model_is_accepted(llama):
     selection = LayerSelection((1, 2), signature=model_signature(llama.config), num_layers=4)
     assert len(slamkern.apply_selection(llama, selection)) == 4
     assert len(slamkern.apply_selection(llama, dataclasses.replace(selection, signature=""))) == 4
+
+
+def test_trainable_parameters_are_printed_in_pefts_words(llama, capsys):
+    slamkern.apply_selection(llama, [0])
+    slamkern.print_trainable_parameters(llama)
+    total = sum(parameter.numel() for parameter in llama.parameters())
+    trained = 2 * 32 * 48
+    expected = f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}\n"
+    assert capsys.readouterr().out == expected

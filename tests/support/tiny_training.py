@@ -18,7 +18,12 @@ PAIRS = [
 SELECTION = LayerSelection(layers=(0, 2))
 # Sequences have 21 to 23 tokens, so that a batch of 48 holds two: 6 batches, 3 steps an epoch.
 CONFIG = TrainConfig(
-    learning_rate=1e-2, epochs=2, tokens_per_batch=48, accumulation=2, max_length=64, prompt="Say: {instruction}\n"
+    learning_rate=1e-2,
+    num_train_epochs=2,
+    tokens_per_batch=48,
+    gradient_accumulation_steps=2,
+    max_length=64,
+    prompt="Say: {instruction}\n",
 )
 
 

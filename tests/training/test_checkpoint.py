@@ -17,7 +17,7 @@ from slamkern.training.checkpoint import (
     save_checkpoint,
     save_delta,
 )
-from slamkern.training.export import export
+from slamkern.training.export import export_model
 from slamkern.training.optimizer import MasterAdamW
 
 
@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_no_half_checkpoint_and_the_earlier_one(trained, tmp_
         with pytest.raises(OSError, match="cannot write"):
             save_checkpoint(trained, optimizer, tmp_path, step=2, fingerprint="run")
         with pytest.raises(OSError):
-            export(trained, _NoTokenizer(), tmp_path / "exported")
+            export_model(trained, _NoTokenizer(), tmp_path / "exported")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)

@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slamkern.errors import SlamkernError
 from slamkern.modules.patch import patch_model
-from slamkern.training.export import export
+from slamkern.training.export import export_model
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])  # gemma2 ties its head to its embeddings
@@ -15,7 +15,7 @@ def test_export_loads_with_transformers_alone(family, fused, tmp_path, input_ids
     if fused:
         patch_model(model)
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    export(model, tiny_tokenizer, tmp_path / "out")
+    export_model(model, tiny_tokenizer, tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
@@ -30,15 +30,15 @@ def test_an_existing_folder_is_refused_and_an_empty_one_is_used(tmp_path, llama,
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").write_text("mine")
     with pytest.raises(SlamkernError, match="not an empty folder"):
-        export(llama, tiny_tokenizer, tmp_path / "full")
+        export_model(llama, tiny_tokenizer, tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes"]
     (tmp_path / "empty").mkdir()
-    assert (export(llama, tiny_tokenizer, tmp_path / "empty") / "config.json").exists()
+    assert (export_model(llama, tiny_tokenizer, tmp_path / "empty") / "config.json").exists()
 
 
 def test_meta_weights_are_refused(tmp_path, tiny_tokenizer):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(tiny_model().config)
     with pytest.raises(SlamkernError, match="meta"):
-        export(model, tiny_tokenizer, tmp_path / "out")
+        export_model(model, tiny_tokenizer, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from slamkern.modules.patch import fused_ffns
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection, trained_parameters
 from slamkern.training import fp8
-from slamkern.training.export import export
+from slamkern.training.export import export_model
 from slamkern.training.fp8 import find, frozen_in_fp8
 from slamkern.training.loss import packed_loss, read_head
 from slamkern.training.memory_budget import footprint
@@ -194,7 +194,7 @@ def test_a_memory_budget_counts_it(keep):
 def test_an_export_inside_has_the_original_values(tmp_path, tiny_tokenizer):
     model = prepared()
     with frozen_in_fp8(model):
-        export(model, tiny_tokenizer, tmp_path / "model")
+        export_model(model, tiny_tokenizer, tmp_path / "model")
     loaded = type(model).from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert same_weights(loaded, model)
 

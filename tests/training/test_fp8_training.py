@@ -40,14 +40,18 @@ def test_training_changes_the_selected_tensors_and_nothing_else(fit, tmp_path, c
 
 @pytest.mark.parametrize(
     "changes",
-    [{"gradient_checkpointing": True}, {"memory_budget": "1GB"}, {"tokens_per_batch": 48, "accumulation": 6}],
+    [
+        {"gradient_checkpointing": True},
+        {"memory_budget": "1GB"},
+        {"tokens_per_batch": 48, "gradient_accumulation_steps": 6},
+    ],
     ids=["checkpointing", "budget", "accumulated"],
 )
 def test_how_a_step_is_computed_does_not_matter(fit, changes):
     def model():
         return slamkern.patch_model(selected())
 
-    whole = replace(EIGHT, tokens_per_batch=4096, accumulation=1, learning_rate=1e-3)
+    whole = replace(EIGHT, tokens_per_batch=4096, gradient_accumulation_steps=1, learning_rate=1e-3)
     _, expected = fit(whole, model=model())
     _, result = fit(replace(whole, **changes), model=model())
     assert result.losses == pytest.approx(expected.losses, rel=1e-3)
@@ -67,7 +71,7 @@ def test_within_a_budget_ffns_are_recomputed(fit, caplog):
 
 
 def test_a_killed_run_resumes_bitwise(fit, tmp_path, monkeypatch):
-    unbroken, expected = fit(replace(EIGHT, save_every=2), out=tmp_path / "a", selection=SELECTION)
+    unbroken, expected = fit(replace(EIGHT, save_steps=2), out=tmp_path / "a", selection=SELECTION)
     original = loop.learning_rate
 
     def kill(done, *rest, **options):
@@ -78,10 +82,10 @@ def test_a_killed_run_resumes_bitwise(fit, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop, "learning_rate", kill)
         with pytest.raises(OSError, match="killed"):
-            fit(replace(EIGHT, save_every=2), model=(half := selected()), out=tmp_path / "b", selection=SELECTION)
+            fit(replace(EIGHT, save_steps=2), model=(half := selected()), out=tmp_path / "b", selection=SELECTION)
     assert not any(isinstance(module, FP8Linear) for module in half.modules()) and len(lines(tmp_path / "b")) == 3
     resumed, result = fit(
-        replace(EIGHT, save_every=2), model=tiny_model(), out=tmp_path / "b", selection=SELECTION, resume=True
+        replace(EIGHT, save_steps=2), model=tiny_model(), out=tmp_path / "b", selection=SELECTION, resume=True
     )
     assert same_weights(resumed, unbroken) and result.losses == expected.losses
     with pytest.raises(SlamkernError, match="its frozen_precision is fp8, here it is model"):

@@ -67,14 +67,16 @@ def test_loss_is_the_mean_over_the_supervised_tokens_of_the_model_itself(fit, ti
     "changes",
     [
         # Six small micro-batches of two sequences, or one large one of all: the same step.
-        {"tokens_per_batch": 48, "accumulation": 6},
-        {"tokens_per_batch": 4096, "accumulation": 1, "packing": False},
-        {"tokens_per_batch": 4096, "accumulation": 1, "gradient_checkpointing": True},
+        {"tokens_per_batch": 48, "gradient_accumulation_steps": 6},
+        {"tokens_per_batch": 4096, "gradient_accumulation_steps": 1, "packing": False},
+        {"tokens_per_batch": 4096, "gradient_accumulation_steps": 1, "gradient_checkpointing": True},
     ],
     ids=["accumulated", "padded", "recomputed"],
 )
 def test_how_a_step_is_computed_does_not_matter(fit, changes):
-    whole = replace(CONFIG, epochs=3, tokens_per_batch=4096, accumulation=1, learning_rate=1e-3)
+    whole = replace(
+        CONFIG, num_train_epochs=3, tokens_per_batch=4096, gradient_accumulation_steps=1, learning_rate=1e-3
+    )
     reference, expected = fit(whole)
     model, result = fit(replace(whole, **changes))
     assert result.losses == pytest.approx(expected.losses, rel=1e-4)
@@ -90,7 +92,7 @@ def test_patched_model_trains_like_the_stock_one(fit):
 
 
 def test_bfloat16_model_keeps_its_dtype_and_learns(fit, tmp_path):
-    config = replace(CONFIG, learning_rate=1e-3, save_every=2)
+    config = replace(CONFIG, learning_rate=1e-3, save_steps=2)
     model, result = fit(config, model=selected().bfloat16(), out=tmp_path)
     assert result.loss_last < result.loss_first
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
@@ -118,7 +120,7 @@ def test_full_fine_tuning_trains_head_and_embeddings_too(fit):
 
 def test_tensorboard_events_are_written(fit, tmp_path):
     pytest.importorskip("tensorboard")
-    fit(replace(CONFIG, tensorboard=True, max_steps=1), out=tmp_path)
+    fit(replace(CONFIG, report_to="tensorboard", max_steps=1), out=tmp_path)
     assert list((tmp_path / "tensorboard").iterdir())
 
 
@@ -129,8 +131,8 @@ def test_tensorboard_events_are_written(fit, tmp_path):
         ({"selection": LayerSelection(layers=(1,))}, r"names layers \[1\], but \[0, 2\]"),
         ({"pairs": []}, "no pairs"),
         ({"config": replace(CONFIG, max_length=5)}, "max_length=5"),
-        ({"config": replace(CONFIG, tensorboard=True)}, "needs out"),
-        ({"resume": True}, "needs out"),
+        ({"config": replace(CONFIG, report_to="tensorboard")}, "needs output_dir"),
+        ({"resume": True}, "needs output_dir"),
         ({"model": selected().to("meta")}, "meta"),
     ],
     ids=["frozen", "selection", "no pairs", "too long", "tensorboard", "resume", "meta"],
@@ -141,10 +143,28 @@ def test_bad_input_is_one_clear_line(fit, options, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field", ["learning_rate", "epochs", "accumulation", "warmup_steps", "max_steps", "clip"])
+@pytest.mark.parametrize(
+    "field",
+    ["learning_rate", "num_train_epochs", "gradient_accumulation_steps", "warmup_steps", "max_steps", "max_grad_norm"],
+)
 def test_recipe_refuses_values_that_cannot_work(field):
     with pytest.raises(SlamkernError, match=field):
         replace(CONFIG, **{field: -1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr_scheduler_type": "constant", "warmup_steps": 2}, "use constant_with_warmup"),
+        ({"lr_scheduler_type": "linear"}, "unknown lr_scheduler_type 'linear'; use cosine or constant"),
+        ({"report_to": "wandb"}, "unknown report_to 'wandb'"),
+        ({"adam_beta2": 1.0}, "adam_beta2 is 1.0"),
+        ({"save_steps": 0}, "save_steps is 0; it must be at least 1, or None"),
+    ],
+)
+def test_recipe_refuses_choices_that_do_not_exist(changes, words):
+    with pytest.raises(SlamkernError, match=words):
+        replace(CONFIG, **changes)
 
 
 def test_max_steps_runs_as_many_epochs_as_it_takes():

@@ -104,7 +104,7 @@ def test_schedule():
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[6] == pytest.approx(0.5) and rates == sorted(rates[:3]) + sorted(rates[3:], reverse=True)
     assert learning_rate(10, 10, 1.0, warmup_steps=2) == pytest.approx(0)
-    assert learning_rate(7, 10, 0.3, schedule="constant") == 0.3
+    assert learning_rate(7, 10, 0.3, lr_scheduler_type="constant") == 0.3
 
 
 def test_nothing_to_train_and_integer_weights_are_refused():

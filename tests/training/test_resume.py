@@ -25,7 +25,7 @@ def test_a_killed_run_resumes_bitwise(fit, tmp_path, monkeypatch, killed_after, 
     def model():
         return selected(attention_dropout=0.2).to(dtype)
 
-    unbroken, expected = fit(replace(CONFIG, save_every=1), model=model(), out=tmp_path / "a", selection=SELECTION)
+    unbroken, expected = fit(replace(CONFIG, save_steps=1), model=model(), out=tmp_path / "a", selection=SELECTION)
 
     class Killed(Exception):
         pass
@@ -39,7 +39,7 @@ def test_a_killed_run_resumes_bitwise(fit, tmp_path, monkeypatch, killed_after, 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "learning_rate", kill)
         with pytest.raises(Killed):
-            config = replace(CONFIG, save_every=killed_after)
+            config = replace(CONFIG, save_steps=killed_after)
             fit(config, model=model(), out=tmp_path / "b", selection=SELECTION)
     assert len(lines(tmp_path / "b")) == killed_after + 1
 
@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved_over(fit, tmp_
     ))  # fmt: skip
     model = selected()
     with pytest.raises(SlamkernError, match=r"step 4: loss nan.*checkpoint-3"):
-        fit(replace(CONFIG, save_every=3), model=model, out=tmp_path)
+        fit(replace(CONFIG, save_steps=3), model=model, out=tmp_path)
     assert len(lines(tmp_path)) == 3 and not (tmp_path / "delta.safetensors").exists()
     at_three = tiny_model()
     load_delta(at_three, tmp_path / "checkpoint-3")
@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved_over(fit, tmp_
 
 def test_a_full_disk_keeps_the_earlier_checkpoint_and_the_run_resumable(fit, tmp_path, monkeypatch):
     unbroken, _ = fit()
-    config = replace(CONFIG, save_every=2)
+    config = replace(CONFIG, save_steps=2)
     original = checkpoint.save_tensors
 
     def full(path, *rest):
@@ -177,7 +177,7 @@ def test_single_neurons_are_trained_saved_and_resumed_exactly(fit, tmp_path, dty
     plain = tiny_model().to(dtype)
     assert len(load_delta(plain, tmp_path / "a")) == 4
     assert same_weights(plain, model)
-    half = replace(CONFIG, save_every=2)
+    half = replace(CONFIG, save_steps=2)
     fit(half, model=selected_neurons(dtype), out=tmp_path / "b", selection=NEURONS)
     (tmp_path / "b" / "delta.safetensors").unlink()
     for folder in list_checkpoints(tmp_path / "b")[1:]:
