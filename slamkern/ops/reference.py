@@ -144,38 +144,6 @@ def rms_norm_weight_grad(grad: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
     return (_wide(x) * rstd[:, None]).mul_(grad).sum(0)
 
 
-def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Queries and keys turned by their positions (Su et al. 2021, arXiv 2104.09864), halves of a head as pairs.
-
-    ``q``, ``k``: (batch, heads, tokens, width); ``cos``, ``sin``: (batch or 1, tokens, rotated). Of the first
-    ``rotated`` elements of a head, halves x1 and x2: ``y1 = x1 * cos1 - x2 * sin1``, ``y2 = x2 * cos2 + x1 * sin2``;
-    the others stay. ``inverse`` applies the transpose (for gradients). Both come back as ``dtype``, in fresh memory
-    that lies as (batch, tokens, heads, width). Computed in the wider dtype of q and cos, not in float32: rounding a
-    product and then the sum is already once less than ``q * cos + rotate_half(q) * sin``, and casts would cost more.
-    """
-    wide = torch.promote_types(q.dtype, cos.dtype)
-    cos, sin = cos.unsqueeze(1).to(wide), sin.unsqueeze(1).to(wide)
-    return _rotated(q, cos, sin, inverse, dtype), _rotated(k, cos, sin, inverse, dtype)
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, dtype: torch.dtype) -> Tensor:
-    batch, heads, tokens, width = x.shape
-    rotated, half = cos.shape[-1], cos.shape[-1] // 2
-    y = torch.empty(batch, tokens, heads, width, dtype=cos.dtype, device=x.device).transpose(1, 2)
-    y1, y2, x1, x2 = y[..., :half], y[..., half:rotated], x[..., :half], x[..., half:rotated]
-    # Halves of new memory in place: no concatenation, no negated copy.
-    torch.mul(x[..., :rotated], cos, out=y[..., :rotated])
-    y[..., rotated:] = x[..., rotated:]
-    sin1, sin2 = sin[..., :half], sin[..., half:]
-    if inverse:
-        y1.addcmul_(x2, sin2)
-        y2.addcmul_(x1, sin1, value=-1)
-    else:
-        y1.addcmul_(x2, sin1, value=-1)
-        y2.addcmul_(x1, sin2)
-    return y.to(dtype)
-
-
 def quantize_rows(x: Tensor, multiplier: Tensor | None) -> tuple[Tensor, Tensor]:
     """Rows in FP8: ``values`` (rows, width) float8_e4m3fn and ``scale`` (rows,) float32 with ``x ~ scale * values``.
 
