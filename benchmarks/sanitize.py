@@ -52,9 +52,9 @@ def _launches_in(dtype: torch.dtype, device: str) -> Iterator[tuple[str, Any]]:
         for backend in modules:
             yield "swiglu", backend.swiglu(gate, up, "silu")
             yield "swiglu_backward", backend.swiglu_backward(grad, gate, up, "silu", True)
-        norm, rstd = kernels.rms_norm(x, weight, 1e-6, "rounded")
+        norm, rstd = kernels.rms_norm(x, weight, 1e-6, "llama")
         yield "rms_norm", norm
-        yield "rms_norm_backward", kernels.rms_norm_backward(x, x, weight, rstd, "rounded")
+        yield "rms_norm_backward", kernels.rms_norm_backward(x, x, weight, rstd, "llama")
         if device == "cpu" or torch.cuda.get_device_capability() >= (8, 9):
             yield "quantize_rows", kernels.quantize_rows(x, None)
 

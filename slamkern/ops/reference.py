@@ -13,7 +13,7 @@ from torch import Tensor
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 OBSERVABLES = ("gate", "hidden")
-NORM_STYLES = ("rounded", "scaled", "offset")  # Llama's, OLMo 2's, Gemma's
+NORM_STYLES = ("llama", "olmo2", "gemma")  # Llama's, OLMo 2's, Gemma's
 _LEAST_SCALE = 2.0**-126
 StatsTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -113,14 +113,14 @@ def swiglu_backward(
 def rms_norm(x: Tensor, weight: Tensor, eps: float, style: str) -> tuple[Tensor, Tensor]:
     """``y`` like ``x`` and ``rstd = 1 / sqrt(mean(x^2) + eps)`` (rows,); x: (rows, width), weight: (width,).
 
-    ``rounded``: ``weight * round(x * rstd)``; ``scaled``: ``round(weight * x * rstd)``; ``offset``:
+    ``llama``: ``weight * round(x * rstd)``; ``olmo2``: ``round(weight * x * rstd)``; ``gemma``:
     ``round((1 + weight) * x * rstd)``, where ``round`` is to the dtype of ``x`` and everything inside is float32.
     """
     wide = _wide(x)
     mean_square = torch.linalg.vector_norm(wide, dim=-1).square_().div_(x.shape[-1])
     rstd = mean_square.add_(eps).rsqrt_()
     normed = wide * rstd[:, None] if wide is x else wide.mul_(rstd[:, None])
-    if style == "rounded":
+    if style == "llama":
         return normed.to(x.dtype).mul_(weight), rstd
     return normed.mul_(_norm_scale(weight, style)).to(x.dtype), rstd
 
@@ -128,11 +128,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, style: str) -> tuple[Tensor,
 def _norm_scale(weight: Tensor, style: str) -> Tensor:
     if style not in NORM_STYLES:
         raise ValueError(f"unknown style of norm {style!r}; known: {' '.join(NORM_STYLES)}")
-    return 1 + _wide(weight) if style == "offset" else _wide(weight)
+    return 1 + _wide(weight) if style == "gemma" else _wide(weight)
 
 
 def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, style: str) -> Tensor:
-    """``dx = rstd * (g - x * rstd^2 * mean(g * x))`` with ``g = grad * weight`` (``1 + weight`` if offset), fresh."""
+    """``dx = rstd * (g - x * rstd^2 * mean(g * x))`` with ``g = grad * weight`` (``1 + weight`` for ``gemma``), fresh."""
     wide = _wide(x)
     dx = _wide(grad) * _norm_scale(weight, style)
     slope = torch.linalg.vecdot(dx, wide).mul_(rstd * rstd / -x.shape[-1])

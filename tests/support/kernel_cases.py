@@ -86,8 +86,8 @@ def _elementwise() -> dict[str, Case]:
             stats, _pointers("fp32", *matrices) | _STATS, {"ACTIVATION": "silu"} | gate, two[4], (), wide
         ),
         "merge_partials": Case(merge_moments.merge_partials_kernel, merge, {"CONTINUE": True} | blocks, merge_tile),
-        "rms_norm bf16": Case(rmsnorm.rms_norm_kernel, norm, {"STYLE": "rounded"}, row, (), wide),
-        "rms_norm_backward bf16": Case(rmsnorm.rms_norm_backward_kernel, norm, {"STYLE": "rounded"}, row, (), wide),
+        "rms_norm bf16": Case(rmsnorm.rms_norm_kernel, norm, {"STYLE": "llama"}, row, (), wide),
+        "rms_norm_backward bf16": Case(rmsnorm.rms_norm_backward_kernel, norm, {"STYLE": "llama"}, row, (), wide),
     }
 
 
