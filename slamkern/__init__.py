@@ -7,6 +7,7 @@ question translation into English (SLAM, arXiv 2501.03681). This module is the p
 from slamkern.data.pairs import Pair, load_pairs
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.accuracy import evaluate
+from slamkern.evaluation.compare import compare
 from slamkern.evaluation.scoring import EvaluationResult
 from slamkern.modules.patch import explain, patch_model, patched, unpatch_model
 from slamkern.probe.collect import collect_stats
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "apply_selection",
     "collect_stats",
+    "compare",
     "evaluate",
     "explain",
     "export_model",

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from slamkern.cli.bench import bench
+from slamkern.cli.compare import compare
 from slamkern.cli.options import (
     Config,
     Data,
@@ -243,4 +244,5 @@ def env() -> None:
     environment()
 
 
+app.command()(compare)
 app.add_typer(bench, name="bench")

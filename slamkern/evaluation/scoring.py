@@ -1,4 +1,4 @@
-"""From predictions to scores, without a model: accuracy per language, its average, intervals, and comparisons.
+"""From predictions to scores, without a model: accuracy per language, its average, and intervals.
 
 Only ``output`` and ``gold`` of a prediction decide a score; its ``prediction`` and ``correct`` are what the standard
 rule said when the line was written and are computed anew. Two rules are always reported side by side:
@@ -19,10 +19,10 @@ from typing import Any
 
 from slamkern.data.answers import extract_answer, extract_answer_strict, is_correct
 from slamkern.errors import SlamkernError
-from slamkern.evaluation.predictions import KIND, SETTINGS_FILE, Prediction, read_predictions
-from slamkern.run_folder import read_record
+from slamkern.evaluation.predictions import SETTINGS_FILE, Prediction, read_predictions, read_settings
 
 RULE = "last number of the output, within 1e-3 of the gold answer"
+STRICT_RULE = "number as a person reads it, within 1e-3 of the gold answer"
 Z95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
 Interval = tuple[float, float]
@@ -132,12 +132,12 @@ def score(predictions_path: str | Path) -> EvaluationResult:
     """
     path = Path(predictions_path)
     beside = path.with_name(SETTINGS_FILE)
-    settings, notes = read_record(beside, KIND) if beside.exists() else ({}, {})
+    settings = read_settings(beside) if beside.exists() else {}
     predictions = read_predictions(path)
     if not predictions:
         raise SlamkernError(f"{path} holds no predictions")
     return summarize(
-        predictions, task=settings.get("task", "unknown"), model=notes.get("model", "unknown"),
+        predictions, task=settings.get("task", "unknown"), model=settings.get("model", "unknown"),
         prompt=settings.get("prompt", "unknown"), max_new_tokens=settings.get("max_new_tokens"),
     )  # fmt: skip
 
@@ -158,41 +158,3 @@ def format_table(result: EvaluationResult) -> str:
         interval = f"{low:.1f} to {high:.1f}"
         lines.append(f"{name:<10}{n:>6}{accuracy:>12.1f}{interval:>18}{strict:>10.1f}")
     return "\n".join(lines)
-
-
-def compare(before: EvaluationResult, after: EvaluationResult) -> dict[str, Any]:
-    """The change in accuracy (percentage points) per language and on average, over the languages of both results.
-
-    Where both results hold their predictions, each language also gets ``gained`` and ``lost``, the questions of both
-    that became right or wrong, and ``p_value``, the exact two-sided McNemar test of the two counts. Results of
-    different tasks, prompts, rules or lengths are refused: their difference would not be the model's.
-    """
-    for name in ("task", "prompt", "rule", "max_new_tokens"):
-        ours, theirs = getattr(before, name), getattr(after, name)
-        if ours != theirs:
-            raise SlamkernError(f"cannot compare evaluations of different {name}: {ours!r} and {theirs!r}")
-    shared = [code for code in before.accuracy if code in after.accuracy]
-    if not shared:
-        raise SlamkernError(f"no language in common: {' '.join(before.accuracy)} and {' '.join(after.accuracy)}")
-    languages: dict[str, dict[str, float]] = {}
-    for code in shared:
-        first, last = before.accuracy[code], after.accuracy[code]
-        languages[code] = {"before": first, "after": last, "delta": last - first}
-    was_right = {entry.id: judge(entry.output, entry.gold)[1] for entry in before.predictions}
-    if was_right and after.predictions:
-        for code in shared:
-            changes = [
-                int(judge(entry.output, entry.gold)[1]) - int(was_right[entry.id])
-                for entry in after.predictions
-                if entry.language == code and entry.id in was_right
-            ]
-            gained, lost = changes.count(1), changes.count(-1)
-            languages[code] |= {"gained": gained, "lost": lost, "p_value": mcnemar(gained, lost)}
-    return {"languages": languages, "average_delta": fmean(row["delta"] for row in languages.values())}
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided McNemar test: the chance of a split at least this uneven if gains are as likely as losses."""
-    changed = gained + lost
-    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**changed)

@@ -8,6 +8,8 @@ with the nearest known one; values are validated by pydantic, and every error is
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -120,6 +122,10 @@ class RunConfig(Section):
         """The train section as a :class:`TrainConfig`."""
         return TrainConfig(output_dir=output_dir, **self.train.model_dump())  # type: ignore[attr-defined]
 
+    def fingerprint(self) -> str:
+        """A hash of every value: equal fingerprints, equal results."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
 
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelSection,
@@ -203,3 +209,13 @@ def build_config(values: Mapping[str, Any], where: str = "configuration") -> Run
     except SlamkernError as error:  # the recipe checks its own numbers
         raise SlamkernError(f"{where}: train: {error}") from error
     return config
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """The first value in which two dumped configurations differ, in words; ``None`` when they agree."""
+    for section in SECTIONS:
+        before, after = old.get(section, {}), new.get(section, {})
+        for key in SECTIONS[section].model_fields:
+            if before.get(key) != after.get(key):
+                return f"{section}.{key} was {before.get(key)!r}, now {after.get(key)!r}"
+    return None

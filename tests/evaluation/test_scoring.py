@@ -9,9 +9,7 @@ from slamkern.evaluation.predictions import Prediction
 from slamkern.evaluation.scoring import (
     EvaluationResult,
     average_interval,
-    compare,
     format_table,
-    mcnemar,
     score,
     summarize,
     wilson_interval,
@@ -92,27 +90,9 @@ def test_score_reads_a_file_alone_and_refuses_an_empty_one(tmp_path):
     scores = score(path)
     assert scores.accuracy == {"sw": 100.0} and scores.prompt == scores.task == "unknown"
     (tmp_path / "evaluation.json").write_text(
-        json.dumps({"kind": "evaluation", "settings": {"task": "mgsm", "prompt": "chat"}, "model": "m"})
+        json.dumps({"settings": {"task": "mgsm", "prompt": "chat", "model": "m"}})
     )
     assert (score(path).task, score(path).prompt, score(path).model) == ("mgsm", "chat", "m")
     path.write_text("")
     with pytest.raises(SlamkernError, match="holds no predictions"):
         score(path)
-
-
-def test_comparison_gives_deltas_and_paired_counts():
-    before, after = result({"de": [1, 0, 0, 0], "th": [1]}), result({"de": [0, 1, 1, 0], "en": [1]})
-    difference = compare(before, after)
-    assert difference["average_delta"] == 25.0
-    assert difference["languages"] == {
-        "de": {"before": 25.0, "after": 50.0, "delta": 25.0, "gained": 2, "lost": 1, "p_value": 1.0}
-    }
-    with pytest.raises(SlamkernError, match="different prompt: 'metamath' and 'alpaca'"):
-        compare(before, result({"de": [1]}, prompt="alpaca"))
-    with pytest.raises(SlamkernError, match="no language in common"):
-        compare(before, result({"en": [1]}))
-
-
-def test_mcnemar_is_the_exact_binomial_test():
-    assert mcnemar(10, 2) == mcnemar(2, 10) == pytest.approx(2 * (1 + 12 + 66) / 4096)
-    assert mcnemar(0, 0) == 1.0

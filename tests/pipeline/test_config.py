@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slamkern.errors import SlamkernError
-from slamkern.pipeline.config import SECTIONS, RunConfig, load_config
+from slamkern.pipeline.config import SECTIONS, RunConfig, build_config, difference, load_config
 from slamkern.training.config import TrainConfig
 
 
@@ -67,3 +67,11 @@ def test_mistakes_in_an_override(override: str, message: str) -> None:
 def test_missing_file() -> None:
     with pytest.raises(SlamkernError, match=r"no configuration file nowhere\.yaml"):
         load_config("nowhere.yaml")
+
+
+def test_fingerprint_and_difference() -> None:
+    first, same, other = (build_config({"select": {"k": k}}) for k in (3, 3, 4))
+    assert first.fingerprint() == same.fingerprint() != other.fingerprint()
+    dumps = [config.model_dump(mode="json") for config in (first, same, other)]
+    assert difference(dumps[0], dumps[1]) is None
+    assert difference(dumps[0], dumps[2]) == "select.k was 3, now 4"

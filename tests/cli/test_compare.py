@@ -1,0 +1,49 @@
+"""``slamkern compare``: tables, files, and the exit status that a pipeline acts on."""
+
+import json
+
+import pytest
+
+from slamkern.cli.main import main
+from slamkern.evaluation.predictions import Prediction
+
+pytest.importorskip("py3langid")
+
+
+def write(folder, right, n=200):
+    folder.mkdir()
+    lines = []
+    for number in range(n):
+        text = f"Die Antwort auf diese Frage ist wohl {1 if number < right else 2}"
+        entry = Prediction(f"mgsm-de-{number}", "de", f"Was ist {number}?", "1", text, 0.0, False)
+        lines.append(json.dumps(entry.__dict__) + "\n")
+    (folder / "predictions.jsonl").write_text("".join(lines))
+    (folder / "evaluation.json").write_text(json.dumps({"settings": {"task": "mgsm", "prompt": "p"}}))
+    return str(folder)
+
+
+def test_status_and_output(tmp_path, capsys):
+    base, worse, better, little = (
+        write(tmp_path / name, right) for name, right in (("a", 100), ("b", 60), ("c", 160), ("d", 98))
+    )
+    out = tmp_path / "out"
+    assert main(["compare", base, worse, "--out", str(out)]) == 1
+    text = capsys.readouterr().out
+    assert "after is worse" in text and "max_new_tokens, stop, dtype" in text and "100 → 100" in text
+    assert sorted(path.name for path in out.iterdir()) == ["comparison.html", "comparison.json", "junit.xml"]
+    assert main(["compare", base, better, "--no-drift"]) == 0
+    assert "responses" not in capsys.readouterr().out
+    assert main(["compare", base, little]) == 3
+    assert "cannot tell" in capsys.readouterr().out
+    assert main(["compare", base, little, "--margin", "de=5", "--margin", "average=5"]) == 0
+
+
+def test_one_line_for_what_is_wrong(tmp_path, capsys):
+    base = write(tmp_path / "a", 10)
+    for arguments, words in (
+        ([base, str(tmp_path / "none")], "does not exist; expected an evaluation folder or samples"),
+        ([base, base, "--margin", "two"], "'two' is not like 2 or en=1"),
+        ([base, base, "-l", "fr"], "has no fr"),
+    ):
+        assert main(["compare", *arguments]) == 2
+        assert words in capsys.readouterr().err
