@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.results import Row
 from benchmarks.stage import Stage, show
-from slamkern.bench.variants import VARIANTS, Runner
+from slamkern.bench.variants import VARIANTS, Runner, Settings
 from slamkern.bench.workload import (
     SHAPES,
     Builder,
@@ -83,9 +83,8 @@ def rows_of(losses: dict[str, list[float]], held_out: dict[str, list[float]], ab
 
 def measure(stage: Stage, build: Builder, steps: list[list[Example]], held_out: list[Example], about: Row) -> None:
     """Take the steps of both runs in turns, as many as there is time for, and save the rows."""
-    options = {"rate": about["learning_rate"], "batch": len(steps[0]), "row": 4096}
-    layers = range(about["trained_layers"])
-    runners = {frozen: Runner(VARIANTS[name], build(), layers, **options) for frozen, name in RUNS.items()}
+    settings = Settings(range(about["trained_layers"]), learning_rate=about["learning_rate"])
+    runners = {frozen: Runner(VARIANTS[name], build(), settings) for frozen, name in RUNS.items()}
     losses: dict[str, list[float]] = {frozen: [] for frozen in RUNS}
     started = stage.seconds_left
     unseen = {frozen: [held_out_loss(runner, held_out)] for frozen, runner in runners.items()}
@@ -108,7 +107,7 @@ def measure(stage: Stage, build: Builder, steps: list[list[Example]], held_out: 
             runner.close()
     stage.rows = rows_of(losses, unseen, about)
     # FP8 is over: the same trained weights beside the originals.
-    stage.rows[1]["held_out_unquantised"] = held_out_loss(runners["fp8"], held_out)
+    stage.rows[1]["held_out_unquantized"] = held_out_loss(runners["fp8"], held_out)
     stage.save()
 
 

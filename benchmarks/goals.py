@@ -159,9 +159,9 @@ def training(stage: Stage) -> Iterator[Row]:
             found = _ratio(paces.get(other), paces.get(ours)) if device == here else None
             note = _why_not(here, device, rows.get(ours), rows.get(other))
             yield row(goal, least, found, "x speed", "train", at_most=False, note=note)
-    goal = f"training step of {MODELS['cuda']}, least FLOPs a second / rate of a large product"
+    goal = f"training step of {MODELS['cuda']}, minimum FLOPs a second / rate of a large product"
     ours_here = rows.get("slamkern") if here == "cuda" else None
-    found, note = (ours_here or {}).get("useful_utilisation"), _why_not(here, "cuda", ours_here)
+    found, note = (ours_here or {}).get("useful_utilization"), _why_not(here, "cuda", ours_here)
     yield row(goal, 0.7, found, "share", "train", at_most=False, note=note)
     points = {
         row["variant"]: row

@@ -68,7 +68,7 @@ def _fp8(rows: Sequence[Row]) -> str:
     verdict = f"<= {percent['limit']}: {'met' if rows[1]['met'] else 'missed'}"
     differences = [["", "", ""], [percent["largest"], percent["mean"], verdict]]
     own = [[r["loss_first"], r["loss_last"], r["held_out_first"], r["held_out_last"]] for r in rows]
-    afterwards = [rows[0]["held_out_last"], rows[1]["held_out_unquantised"]]
+    afterwards = [rows[0]["held_out_last"], rows[1]["held_out_unquantized"]]
     names = ["in FP8, emulated" if row["emulated"] else "in FP8" for row in rows]
     names[0] = rows[0]["dtype"]
     return markdown(
@@ -111,7 +111,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
                 ("real tokens/s", "tokens_per_second"),
                 ("slamkern is faster by", "against_slamkern"),
                 ("peak, GB", "peak_gb"),
-                ("useful utilisation", "useful_utilisation"),
+                ("useful utilization", "useful_utilization"),
             ),
         ),
         "train": (
@@ -123,7 +123,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
                 ("step, s", "step_seconds"),
                 ("peak, GB", "peak_gb"),
                 ("padding", "padding_share"),
-                ("FLOPs / least", "flops_vs_least"),
+                ("FLOPs / minimum", "flops_vs_minimum"),
                 ("last loss", "loss_last"),
                 ("absent because", "absent"),
             ),

@@ -1,7 +1,7 @@
 """The training profile: every way to take a SLAM training step, over the same real pairs, and how the step scales.
 
-    python -m benchmarks.train [--shape NAME | --model SPEC] [--data D] [--pairs N] [--batch N]
-                               [--at-once N] [--steps N] [--variants A,B] [--scaling yes|no|only]
+    python -m benchmarks.train [--shape NAME | --model SPEC] [--data D] [--pairs N] [--padded-batch-size N]
+                               [--micro-batch-size N] [--steps N] [--repeats N] [--variants A,B] [--scaling yes|no|only]
 
 What is measured, and how, is in slamkern/bench/step_profile.py and variants.py; ``slamkern bench train`` is the same
 without result files. Fails when the loss curves of exact variants differ by more than rounding.
@@ -33,8 +33,9 @@ def _own_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[s
     parser.add_argument("--model")
     parser.add_argument("--data")
     parser.add_argument("--pairs", type=int)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--at-once", type=int)
+    parser.add_argument("--padded-batch-size", type=int)
+    parser.add_argument("--micro-batch-size", type=int)
+    parser.add_argument("--repeats", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--variants")
     parser.add_argument("--scaling", choices=("yes", "no", "only"), default="yes")
@@ -55,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             model=own.model,
             data=own.data,
             pairs=own.pairs,
-            batch=own.batch,
-            at_once=own.at_once,
+            padded_batch_size=own.padded_batch_size,
+            micro_batch_size=own.micro_batch_size,
+            repeats=own.repeats,
             steps=own.steps,
             variants=own.variants.split(",") if own.variants else None,
         )

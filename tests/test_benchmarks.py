@@ -164,7 +164,7 @@ def test_goals_are_met_missed_or_not_measured():
 def test_goals_of_a_training_step_are_read_from_its_rows():
     pace = {"slamkern": 1.0, "slamkern_fp8": 0.8, "authors": 4.4, "full_checkpointed": 4.9, "liger_freeze": 1.2}
     train = [{"variant": name, "model": "Llama-2-7B", "against_slamkern": x} for name, x in pace.items()]
-    train[0]["useful_utilisation"] = 0.71
+    train[0]["useful_utilization"] = 0.71
     point = {"property": "tokens a step", "value": 4096, "shape": "Llama-2-7B"}
     scaling = [point | {"variant": "slamkern", "peak_gb": 21.5}, point | {"variant": "slamkern_fp8", "absent": "why"}]
     rows = {"train": train, "scaling": scaling}
@@ -173,7 +173,7 @@ def test_goals_of_a_training_step_are_read_from_its_rows():
     assert found["real tokens/s of slamkern / authors"] == (4.4, True)
     assert found["real tokens/s of slamkern / full_checkpointed"] == (4.9, False)
     assert found["real tokens/s of slamkern_fp8 / liger_freeze"] == (pytest.approx(1.5), False)
-    assert found["least FLOPs a second / rate of a large product"] == (0.71, True)
+    assert found["minimum FLOPs a second / rate of a large product"] == (0.71, True)
     assert found["4096 tokens, peak memory of slamkern"] == (21.5, True)
     assert found["4096 tokens, peak memory of slamkern_fp8"] == (None, None)
     train[4] = {"variant": "liger_freeze", "model": "Llama-2-7B", "absent": "liger-kernel is not installed"}
@@ -191,7 +191,7 @@ def test_the_two_runs_of_fp8_are_held_against_each_other():
     assert (eight["largest"], eight["mean"], eight["held_out_difference"]) == pytest.approx((0.04, 0.0225, 0.005))
     assert eight["met"] is False and "largest" not in stock and stock["steps"] == 2
     assert fp8.rows_of(losses | {"fp8": [2.01, 1.009]}, unseen, {})[1]["met"] is True
-    text = tables.TABLES["fp8"][1]([stock, eight | {"held_out_unquantised": 1.002}])
+    text = tables.TABLES["fp8"][1]([stock, eight | {"held_out_unquantized": 1.002}])
     assert "in FP8, emulated" in text and "| 4.00 % | 2.25 % | <= 1.00 %: missed |" in text and "1.0020" in text
 
 

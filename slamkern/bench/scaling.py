@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from slamkern.bench.step_profile import Row, Settings, profile
+from slamkern.bench.step_profile import Row, profile
+from slamkern.bench.variants import Settings
 from slamkern.bench.workload import SHAPES, even_lengths, shape_builder
 
 VARIANTS = ("hf_freeze_packed", "slamkern")
@@ -76,7 +77,8 @@ def scaling(
     variants = CUDA_VARIANTS if device.type == "cuda" else VARIANTS
     for name, value, point in points(axes):
         work = even_lengths(point.length, point.tokens, SHAPES[point.shape][0], steps=steps)
-        settings = Settings(layers=point.layers, batch=64, row=max(point.tokens, point.length), variants=variants)
+        packed_tokens = max(point.tokens, point.length)
+        settings = Settings(layers=point.layers, packed_tokens=packed_tokens, variants=variants)
         progress(f"{name} {value}")
         *_, rows = profile(shape_builder(point.shape, device, dtype), work, settings)
         yield [{"property": name, "value": value, "shape": point.shape, "tokens": point.tokens} | row for row in rows]

@@ -4,35 +4,31 @@ Shared by ``slamkern bench train`` and by the benchmarks of the repository, whic
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from slamkern.bench.scaling import axes_for, scaling
-from slamkern.bench.step_profile import TOLERANCE, Row, Settings, largest_difference, profile
-from slamkern.bench.variants import VARIANTS
+from slamkern.bench.step_profile import TOLERANCE, Progress, Row, largest_difference, profile
+from slamkern.bench.variants import VARIANTS, Settings
 from slamkern.bench.workload import SHAPES, HalfBytes, any_tokenizer, checkpoint_builder, real_pairs, shape_builder
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.loading import resolve_dtype
 
 COLUMNS = (
-    "variant", "tokens_per_second", "against_slamkern", "peak_gb", "padding_share", "flops_vs_least", "utilisation",
-    "useful_utilisation", "loss_last",
+    "variant", "tokens_per_second", "against_slamkern", "peak_gb", "padding_share", "flops_vs_minimum", "utilization",
+    "useful_utilization", "loss_last",
 )  # fmt: skip
 SCALING_COLUMNS = (
-    "property", "value", "variant", "tokens_per_second", "against_slamkern", "peak_gb", "useful_utilisation"
+    "property", "value", "variant", "tokens_per_second", "against_slamkern", "peak_gb", "useful_utilization"
 )  # fmt: skip
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """shape: of a random model, or model: a checkpoint. pairs: of a step. batch: padded together, at_once: computed so.
-
-    row: tokens packed together. layers: how many of the lowest layers are trained. variants: None for all.
-    """
+    """shape: of a random model, or model: a checkpoint; pairs: of a step; settings: how the steps are taken."""
 
     device: torch.device
     dtype: torch.dtype
@@ -41,20 +37,18 @@ class TrainOptions:
     data: str | None
     tokenizer: str | None
     pairs: int
-    batch: int
-    at_once: int
-    row: int
     steps: int
-    layers: int
-    variants: Sequence[str]
+    settings: Settings
 
     @classmethod
-    def for_device(cls, device: torch.device, *, dry: bool = False, **given: Any) -> "TrainOptions":
-        """Defaults of the device, replaced by what is given and not None.
+    def for_device(
+        cls, device: torch.device, *, dry: bool = False, trained_layers: int | None = None, **given: Any
+    ) -> "TrainOptions":
+        """Defaults of the device, replaced by what is given and not None, for ``Settings`` too.
 
-        CUDA: the global batch of 512 in padded batches of 64. CPU: one such batch, of which 4 at a time take 5 GB with
-        SmolLM2's vocabulary (logits and their gradients, in float32), and packed rows that stay nearer to the caches
-        (2048 tokens: 5 % faster than 4096).
+        trained_layers: how many of the lowest. CUDA: the global batch of 512 in padded batches of 64. CPU: one such
+        batch, of which 4 at a time take 5 GB with SmolLM2's vocabulary (logits and their gradients, in float32), and
+        packed rows that stay nearer to the caches (2048 tokens: 5 % faster than 4096).
         """
         cuda = device.type == "cuda"
         defaults: dict[str, Any] = {
@@ -64,19 +58,25 @@ class TrainOptions:
             "data": None,
             "tokenizer": None,
             "pairs": 512 if cuda else 64,
-            "batch": 64,
-            "at_once": 64 if cuda else 4,
-            "row": 4096 if cuda else 2048,
             "steps": 4,
-            "layers": 6,
+        }
+        settings: dict[str, Any] = {
+            "layers": range(trained_layers or (2 if dry else 6)),
+            "padded_batch_size": 64,
+            "micro_batch_size": 64 if cuda else 4,
+            "packed_tokens": 4096 if cuda else 2048,
             "variants": tuple(VARIANTS),
+            "repeats": 1,
         }
         if dry:
-            defaults |= {"shape": "tiny", "data": "corpus:20", "pairs": 4, "batch": 4, "steps": 2, "layers": 2}
-        unknown = sorted(set(given) - set(defaults))
-        if unknown:
-            raise SlamkernError(f"unknown option {unknown[0]!r}; known: {', '.join(defaults)}")
-        return cls(device, **defaults | {name: value for name, value in given.items() if value is not None})
+            defaults |= {"shape": "tiny", "data": "corpus:20", "pairs": 4, "steps": 2}
+            settings |= {"padded_batch_size": 4}
+        for name, value in given.items():
+            if name not in defaults and name not in settings:
+                raise SlamkernError(f"unknown option {name!r}; known: {', '.join([*defaults, *settings])}")
+            if value is not None:
+                (defaults if name in defaults else settings)[name] = value
+        return cls(device, **defaults, settings=Settings(**settings))
 
 
 def profile_rows(
@@ -91,24 +91,19 @@ def profile_rows(
         tokenizer = HalfBytes() if options.shape == "tiny" else any_tokenizer(options.tokenizer)
         vocabulary = SHAPES[options.shape][0]
     work = real_pairs(options.data, tokenizer, vocabulary, steps=options.steps, pairs=options.pairs)
-    settings = Settings(
-        layers=range(options.layers),
-        batch=options.batch,
-        at_once=options.at_once,
-        row=options.row,
-        variants=options.variants,
-    )
+    settings = options.settings
     circumstances = {
         "model": options.model or options.shape,
         "dtype": str(options.dtype).removeprefix("torch."),
         "data": work.source,
         "tokenizer": work.tokenizer,
         "pairs": options.pairs,
-        "batch": options.batch,
-        "at_once": options.at_once,
-        "row": options.row,
+        "padded_batch_size": settings.padded_batch_size,
+        "micro_batch_size": settings.micro_batch_size,
+        "packed_tokens": settings.packed_tokens,
         "steps": options.steps,
-        "trained_layers": options.layers,
+        "repeats": settings.repeats,
+        "trained_layers": len(settings.layers),
         "real_tokens": sum(len(example.input_ids) for step in work.steps for example in step),
     }
     for rows in profile(build, work, settings, seconds=seconds, progress=progress):

@@ -30,7 +30,6 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "Llama-2-13B": (32000, 5120, 13824, 40, 40, 40, False),
 }
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k_questions"
-LAYOUTS = ("padded", "grouped", "packed")
 Builder = Callable[[], Any]
 
 
@@ -98,7 +97,7 @@ def any_tokenizer(spec: str | None = None) -> Any:
 
 @dataclass(frozen=True)
 class Workload:
-    """``steps`` of examples; where the texts come from and who tokenised them."""
+    """``steps`` of examples; where the texts come from and who tokenized them."""
 
     steps: list[list[Example]]
     source: str
@@ -149,14 +148,17 @@ def _fold(example: Example, vocabulary: int) -> Example:
     return Example(ids, labels, example.language)
 
 
-def micro_batches(examples: Sequence[Example], layout: str, *, batch: int, row: int) -> list[list[Example]]:
-    """One step's examples cut up: ``padded`` in the order given, ``batch`` at a time; ``grouped`` by length, in eighths
-    of the step but at most ``batch`` at a time; ``packed`` into rows of ``row`` tokens.
+def micro_batches(
+    examples: Sequence[Example], layout: str, *, padded_batch_size: int, packed_tokens: int
+) -> list[list[Example]]:
+    """One step's examples cut up: ``padded`` in the order given, so many at a time; ``grouped`` by length, in eighths
+    of the step but at most so many at a time; ``packed`` into rows of ``packed_tokens`` tokens.
     """
     if layout == "packed":
-        plan = pack_plan([len(example.input_ids) for example in examples], row, seed=0, epoch=0)
+        plan = pack_plan([len(example.input_ids) for example in examples], packed_tokens, seed=0, epoch=0)
         return [[examples[index] for index in chosen] for chosen in plan]
+    size = padded_batch_size
     if layout == "grouped":
         examples = sorted(examples, key=lambda example: len(example.input_ids))
-        batch = min(batch, max(1, len(examples) // 8))
-    return [list(examples[first : first + batch]) for first in range(0, len(examples), batch)]
+        size = min(size, max(1, len(examples) // 8))
+    return [list(examples[first : first + size]) for first in range(0, len(examples), size)]

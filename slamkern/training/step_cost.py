@@ -1,6 +1,6 @@
 """What a training step costs, counted, not timed: FLOPs, bytes kept for the backward, bytes allocated at the peak.
 
-Counts do not depend on the machine, so a step can be held against the least it could cost (see ``Dimensions``).
+Counts do not depend on the machine, so a step can be held against the minimum (see ``Dimensions``).
 Attention counts whole score matrices (causal ones are not halved): forward 2 products of (n, n, head size), backward 5,
 because flash attention keeps no scores. Element-wise work is not counted.
 """
@@ -60,7 +60,7 @@ def flop_counter() -> FlopCounterMode:
 
 @dataclass(frozen=True)
 class Dimensions:
-    """A Llama-like decoder: what the least cost of a step follows from. ``heads_width`` = heads x head size."""
+    """A Llama-like decoder: what the minimum cost of a step follows from. ``heads_width`` = heads x head size."""
 
     hidden: int
     neurons: int

@@ -8,7 +8,7 @@ from support.kernel_checks import DEVICE, DTYPES, assert_as_good
 from support.tiny_models import tiny_model
 
 import slamkern
-from slamkern.bench.variants import VARIANTS, Runner
+from slamkern.bench.variants import VARIANTS, Runner, Settings
 from slamkern.data.packing import Example
 
 # Wider than the other tests' models, so that a matrix has several tiles, the last of them ragged.
@@ -72,7 +72,7 @@ def test_a_training_step_is_the_same_bits_every_time():
 
     def step():
         model = copy.deepcopy(start)
-        runner = Runner(VARIANTS["slamkern"], model, (1, 2), rate=1e-3, batch=4, row=128)
+        runner = Runner(VARIANTS["slamkern"], model, Settings((1, 2), packed_tokens=128))
         try:
             loss = runner.backward(examples)
             runner.update()

@@ -9,7 +9,7 @@ from support.tiny_models import tiny_model
 from support.tiny_training import CONFIG, PAIRS, SELECTION, lines, same_weights, selected
 
 import slamkern
-from slamkern.bench.variants import VARIANTS, Runner, absent
+from slamkern.bench.variants import VARIANTS, Runner, Settings
 from slamkern.bench.workload import HalfBytes, real_pairs, shape_builder
 from slamkern.errors import SlamkernError
 from slamkern.modules.fp8_linear import FP8Linear
@@ -97,7 +97,7 @@ def test_the_variant_traces_nearly_the_curve_of_slamkern():
     steps = real_pairs("corpus:20", HalfBytes(), 512, steps=3, pairs=4).steps
     curves, resident = [], []
     for name in ("slamkern", "slamkern_fp8"):
-        runner = Runner(VARIANTS[name], build(), (0, 1), rate=1e-3, batch=4, row=4096)
+        runner = Runner(VARIANTS[name], build(), Settings((0, 1)))
         curve = []
         for examples in steps:
             curve.append(runner.backward(examples))
@@ -108,7 +108,7 @@ def test_the_variant_traces_nearly_the_curve_of_slamkern():
         curves.append(curve)
     assert curves[0] != curves[1] and curves[1] == pytest.approx(curves[0], rel=0.01)
     assert resident[1] > resident[0] and not VARIANTS["slamkern_fp8"].exact
-    assert "emulated" in absent(VARIANTS["slamkern_fp8"], torch.device("cpu"))
+    assert "emulated" in VARIANTS["slamkern_fp8"].unavailable_reason(torch.device("cpu"))
 
 
 def test_an_unknown_precision_is_refused():
