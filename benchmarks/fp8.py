@@ -15,7 +15,8 @@ import torch
 
 from benchmarks.results import Row
 from benchmarks.stage import Stage, show
-from slamkern.bench.variants import VARIANTS, Runner, Settings
+from slamkern.bench.runner import Runner
+from slamkern.bench.variants import VARIANTS, Settings
 from slamkern.bench.workload import (
     SHAPES,
     Builder,

@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 import torch
 
 from slamkern.bench.launches import kernel_events, launches_of
-from slamkern.bench.variants import KERNELS, VARIANTS, Runner, Settings, Variant
+from slamkern.bench.runner import Runner
+from slamkern.bench.variants import KERNELS, VARIANTS, Settings, Variant
 from slamkern.bench.workload import Builder, Workload
 from slamkern.data.packing import Example
 from slamkern.errors import SlamkernError

@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 
 from slamkern.bench import step_profile as module
 from slamkern.bench.launches import launches_of, triton_kernels
+from slamkern.bench.runner import Runner
 from slamkern.bench.scaling import axes_for, points
 from slamkern.bench.step_profile import largest_difference, profile
 from slamkern.bench.tables import TrainOptions, curve_check, profile_rows
-from slamkern.bench.variants import VARIANTS, Runner, Settings
+from slamkern.bench.variants import VARIANTS, Settings
 from slamkern.bench.workload import HalfBytes, even_lengths, micro_batches, real_pairs, shape_builder
 from slamkern.cli.bench import bench
 from slamkern.data.packing import Example

@@ -8,7 +8,8 @@ from support.kernel_checks import DEVICE, DTYPES, assert_as_good
 from support.tiny_models import tiny_model
 
 import slamkern
-from slamkern.bench.variants import VARIANTS, Runner, Settings
+from slamkern.bench.runner import Runner
+from slamkern.bench.variants import VARIANTS, Settings
 from slamkern.data.packing import Example
 
 # Wider than the other tests' models, so that a matrix has several tiles, the last of them ragged.

@@ -9,7 +9,8 @@ from support.tiny_models import tiny_model
 from support.tiny_training import CONFIG, PAIRS, SELECTION, lines, same_weights, selected
 
 import slamkern
-from slamkern.bench.variants import VARIANTS, Runner, Settings
+from slamkern.bench.runner import Runner
+from slamkern.bench.variants import VARIANTS, Settings
 from slamkern.bench.workload import HalfBytes, real_pairs, shape_builder
 from slamkern.errors import SlamkernError
 from slamkern.modules.fp8_linear import FP8Linear
