@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.providers import DUAL_GEMM, PROVIDERS
+from benchmarks.providers import PROVIDERS
 from benchmarks.results import Row
 from benchmarks.stage import cell
 from benchmarks.summary import summary
@@ -26,7 +26,7 @@ def _kernels(rows: Sequence[Row], shape: str) -> str:
     """Median milliseconds of every operation and provider at one shape, and slamkern's share of the ceiling."""
     chosen = [row for row in rows if row["shape"] == shape]
     timed = {row["provider"] for row in chosen if "absent" not in row}
-    providers = [name for name in (*PROVIDERS, DUAL_GEMM) if name in timed]
+    providers = [name for name in PROVIDERS if name in timed]
     lines: dict[tuple[object, ...], dict[str, Row]] = {}
     for row in chosen:
         key = (row["op"], row["languages"], row["layout"], row["tokens"], row["dtype"])
