@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from slamkern.cli.tables import installed_version
+from slamkern.cli.environment import installed_version
 from slamkern.files import write_json
 
 FOLDER = Path(__file__).with_name("results")

@@ -7,6 +7,7 @@ errors are left to ``cli``.
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,11 +26,12 @@ from slamkern.cli.options import (
     Out,
     Set,
     configure,
-    listed,
     load,
     refuse_existing,
 )
+from slamkern.cli.results import env, export, report, score
 from slamkern.errors import SlamkernError
+from slamkern.version import __version__
 
 app = typer.Typer(
     name="slamkern",
@@ -41,8 +43,17 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"slamkern {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every stage and step.")] = False,
 ) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -62,13 +73,13 @@ def probe(
     overrides: Set = None,
 ) -> None:
     """Activation statistics of every FFN neuron per language: writes stats.safetensors."""
-    from slamkern.pipeline import run
+    from slamkern.pipeline.stages import alignment_pairs, probe_model
 
-    settings = configure(config, overrides, model__name=model, data__path=data, data__languages=listed(languages))
-    pairs = run.alignment_pairs(settings)[0] if settings.probe.task == "data" else []
+    settings = configure(config, overrides, model={"name": model}, data={"path": data, "languages": languages})
+    pairs = alignment_pairs(settings)[0] if settings.probe.task == "data" else []
     refuse_existing(out / "stats.safetensors")
     loaded, tokenizer = load(settings)
-    stats = run.probe(settings, loaded, tokenizer, pairs, progress=True)
+    stats = probe_model(settings, loaded, tokenizer, pairs, progress=True)
     stats.save(out / "stats.safetensors")
     tokens = ", ".join(f"{code} {int(count):,}" for code, count in zip(stats.languages, stats.count, strict=True))
     typer.echo(f"{out / 'stats.safetensors'}: {stats.num_layers} layers, tokens: {tokens}")
@@ -86,11 +97,10 @@ def select(
 ) -> None:
     """Score the layers and choose some: writes selection.json."""
     from slamkern.cli.tables import selection_table
-    from slamkern.pipeline import run
+    from slamkern.pipeline.stages import choose_layers
 
-    short = {"select__k": None if k is None else str(k), "select__score": score, "select__region": region}
-    settings = configure(config, overrides, **short)
-    selection = run.select(settings, stats / "stats.safetensors" if stats.is_dir() else stats)
+    settings = configure(config, overrides, select={"k": k, "score": score, "region": region})
+    selection = choose_layers(settings, stats / "stats.safetensors" if stats.is_dir() else stats)
     refuse_existing(out / "selection.json")
     selection.save(out / "selection.json")
     selection_table(selection)
@@ -112,21 +122,27 @@ def train(
 ) -> None:
     """Fine-tune the FFNs of the selected layers on translation into English: writes a delta checkpoint and its log."""
     from slamkern.modules.patch import patch_model
-    from slamkern.pipeline import run
+    from slamkern.pipeline.stages import alignment_pairs
     from slamkern.selection.layers import LayerSelection
     from slamkern.selection.trainable import apply_selection
     from slamkern.training import loop
 
     settings = configure(
-        config, overrides, model__name=model, data__path=data, data__languages=listed(languages),
-        train__memory_budget=memory_budget, train__frozen_precision=frozen_precision,
+        config, overrides, model={"name": model}, data={"path": data, "languages": languages},
+        train={"memory_budget": memory_budget, "frozen_precision": frozen_precision},
     )  # fmt: skip
     chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
-    pairs, held_out = run.alignment_pairs(settings)
+    pairs, held_out = alignment_pairs(settings)
     loaded, tokenizer = load(settings)
     apply_selection(patch_model(loaded), chosen, settings.select.projections)
     result = loop.train(
-        loaded, tokenizer, pairs, settings.train_config(out), selection=chosen, resume=resume, held_out=held_out
+        loaded,
+        tokenizer,
+        pairs,
+        replace(settings.train, output_dir=out),
+        selection=chosen,
+        resume=resume,
+        held_out=held_out,
     )
     share = 100 * result.trained_parameters / result.total_parameters
     typer.echo(
@@ -144,7 +160,9 @@ def evaluate(
     model: Model = None,
     delta: Delta = None,
     task: Annotated[str | None, typer.Option(help="mgsm, msvamp or corpus.")] = None,
-    path: Annotated[str | None, typer.Option(help="Folder of the task's files; without it, from the hub.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Folder of the task's files; without it, from the hub.")
+    ] = None,
     languages: Languages = None,
     limit: Annotated[int | None, typer.Option(help="Questions per language.")] = None,
     config: Config = None,
@@ -155,13 +173,13 @@ def evaluate(
     from slamkern.evaluation import accuracy, scoring
 
     settings = configure(
-        config, overrides, model__name=model, evaluate__task=task, evaluate__path=path,
-        evaluate__languages=listed(languages), evaluate__limit=None if limit is None else str(limit),
+        config, overrides, model={"name": model},
+        evaluate={"task": task, "data": data, "languages": languages, "limit": limit},
     )  # fmt: skip
     section = settings.evaluate
     if section.task is None:
         raise SlamkernError("no task given: use --task mgsm, msvamp or corpus")
-    questions = load_task(section.task, section.languages, section.path, section.limit)
+    questions = load_task(section.task, section.languages, section.data, section.limit)
     loaded, tokenizer = load(settings, delta)
     result = accuracy.evaluate_questions(
         loaded, tokenizer, questions, task=section.task, prompt=section.prompt,
@@ -169,30 +187,6 @@ def evaluate(
     )  # fmt: skip
     typer.echo(scoring.format_table(result))
     typer.echo(f"{out}: predictions.jsonl, evaluation.json")
-
-
-@app.command()
-def score(
-    predictions: Annotated[Path, typer.Argument(help="predictions.jsonl of an evaluation, or the folder it is in.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write scores.json to this folder.")] = None,
-) -> None:
-    """Scores of a predictions file alone, without a model."""
-    from slamkern.evaluation import scoring
-    from slamkern.files import write_json
-
-    result = scoring.score(predictions / "predictions.jsonl" if predictions.is_dir() else predictions)
-    typer.echo(scoring.format_table(result))
-    if out is not None:
-        write_json(out / "scores.json", result.to_dict())
-        typer.echo(f"{out / 'scores.json'}")
-
-
-@app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Folder of a run (or of a probe and a selection).")]) -> None:
-    """One self-contained HTML page with figures (also as PNG) from a run's files."""
-    from slamkern.report.html import write_report
-
-    typer.echo(str(write_report(folder)))
 
 
 @app.command()
@@ -206,10 +200,10 @@ def run(
 ) -> None:
     """Everything: probe, select, measure, train, measure again, report. The same command resumes."""
     from slamkern.cli.tables import before_after
-    from slamkern.pipeline import run
+    from slamkern.pipeline.run import run as run_pipeline
 
-    settings = configure(config, overrides, model__name=model, data__path=data, data__languages=listed(languages))
-    before_after(run.run(settings, out))
+    settings = configure(config, overrides, model={"name": model}, data={"path": data, "languages": languages})
+    before_after(run_pipeline(settings, out))
     typer.echo(f"report: {out / 'report.html'}")
 
 
@@ -227,22 +221,6 @@ def demo(
     typer.echo(f"report: {out / 'report.html'}")
 
 
-@app.command()
-def export(out: Out, model: Model = None, delta: Delta = None, config: Config = None, overrides: Set = None) -> None:
-    """A full Hugging Face folder of a model with trained weights put in, loadable without slamkern."""
-    from slamkern.training.export import export_model
-
-    settings = configure(config, overrides, model__name=model)
-    typer.echo(str(export_model(*load(settings, delta), out)))
-
-
-@app.command()
-def env() -> None:
-    """Versions, devices, threads, and which backends can run here (and why not)."""
-    from slamkern.cli.tables import environment
-
-    environment()
-
-
-app.command()(compare)
+for command in (score, report, export, env, compare):
+    app.command()(command)
 app.add_typer(bench, name="bench")

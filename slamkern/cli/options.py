@@ -1,5 +1,6 @@
 """What the commands share: their options, and how these become a configuration and a loaded model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,16 +25,11 @@ MemoryBudget = Annotated[str | None, typer.Option(help="Like 24GB; recomputes as
 FrozenPrecision = Annotated[str | None, typer.Option(help="Frozen weights in training: model (their dtype) or fp8.")]
 
 
-def configure(config: Path | None, overrides: list[str] | None, **short: str | None) -> "RunConfig":
-    """The configuration; ``short`` maps section__key to the value of a short option (None: not given)."""
+def configure(config: Path | None, overrides: list[str] | None, **options: Mapping[str, Any]) -> "RunConfig":
+    """The configuration; ``options`` holds a command's own options by section (None: not given)."""
     from slamkern.pipeline.config import load_config
 
-    given = [f"{name.replace('__', '.')}={value}" for name, value in short.items() if value is not None]
-    return load_config(config, [*(overrides or []), *given])
-
-
-def listed(languages: str | None) -> str | None:
-    return None if languages is None else f"[{languages}]"
+    return load_config(config, overrides or (), options)
 
 
 def load(config: "RunConfig", delta: Path | None = None) -> tuple[Any, Any]:

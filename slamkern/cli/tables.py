@@ -1,8 +1,5 @@
-"""What the command line prints: tables (rich) of a selection, of a run before and after, and of this machine."""
+"""What the command line prints as tables (rich): a selection, and a run before and after."""
 
-import importlib.metadata
-import platform
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +7,6 @@ from rich.console import Console
 from rich.table import Table
 
 from slamkern.selection.layers import LayerSelection
-
-PACKAGES = ("slamkern", "torch", "transformers", "triton", "safetensors", "datasets", "accelerate", "gguf")
 
 
 def selection_table(selection: LayerSelection) -> None:
@@ -60,34 +55,3 @@ def before_after(metrics: Mapping[str, Any]) -> None:
 
 def _number(values: Mapping[str, float], key: str, digits: int) -> str:
     return f"{values[key]:.{digits}f}" if key in values else ""
-
-
-def environment() -> None:
-    """Versions, machine and backends; a backend that cannot run is shown with its reason."""
-    import torch
-
-    from slamkern.ops.dispatch import backends
-
-    rows = [("python", f"{platform.python_version()} ({sys.executable})"), ("platform", platform.platform())]
-    rows += [(name, installed_version(name) or "not installed") for name in PACKAGES]
-    rows.append(("threads", f"{torch.get_num_threads()} for torch"))
-    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    rows.append(("cuda", ", ".join(devices) or f"no device (torch built for CUDA: {torch.version.cuda or 'no'})"))
-    for device in ("cpu", *(("cuda",) if devices else ())):
-        for name, reason in backends(device).items():
-            rows.append((f"{name} on {device}", "available" if reason is None else f"not available: {reason}"))
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")
-
-
-def installed_version(name: str) -> str | None:
-    """The version of a package, torch's with the build it is of (+cu130); None where it is not installed."""
-    if name == "torch":
-        import torch
-
-        return str(torch.__version__)
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

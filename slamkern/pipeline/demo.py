@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slamkern.errors import SlamkernError
 from slamkern.pipeline import run
-from slamkern.pipeline.config import RunConfig, build_config, parse_overrides
+from slamkern.pipeline.config import RunConfig, load_config
 from slamkern.pipeline.demo_model import ModelSize, build_model
+from slamkern.pipeline.stages import alignment_pairs
+from slamkern.reading import parse_yaml
 from slamkern.training.export import export_model
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,10 @@ def demo_config(out: str | Path, model: str, overrides: Iterable[str] = ()) -> R
     """The configuration of the demo on ``tiny`` or ``smollm2``, with ``section.key=value`` overrides."""
     if model not in RECIPES:
         raise SlamkernError(f"the demo has no model {model!r}; use {' or '.join(RECIPES)} (`slamkern run` takes any)")
-    values = yaml.safe_load(RECIPES[model])
+    recipe = parse_yaml(RECIPES[model], "demo")
     if model == "tiny":
-        values["model"]["name"] = str(Path(out) / "model")
-    for section, key, value in parse_overrides(overrides):
-        values.setdefault(section, {})[key] = value
-    return build_config(values, "demo")
+        recipe["model"]["name"] = str(Path(out) / "model")
+    return load_config(overrides=overrides, base=recipe)
 
 
 def run_demo(
@@ -70,7 +68,7 @@ def run_demo(
         log.warning("%s holds a finished demo; these are its results. To do it again: rm -r %s", out, out)
     elif model == "tiny":
         # Questions to be measured on must be new to the model itself, not only to its alignment.
-        unseen = {pair.target for pair in run.alignment_pairs(config)[1]}
+        unseen = {pair.target for pair in alignment_pairs(config)[1]}
 
         def make_model(_: Path) -> None:
             built = build_model(size or ModelSize(), config.evaluate.prompt, unseen, progress=progress)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 
+import slamkern
 from slamkern.cli.commands import app
 from slamkern.cli.main import main
 from slamkern.training import loop
@@ -88,6 +89,10 @@ def test_environment(capsys: pytest.CaptureFixture[str]) -> None:
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert lines["torch"].strip() == torch.__version__
     assert "reference" in lines
+    for client in ("accelerate", "gguf", "kernels", "liger-kernel", "lm-eval", "peft", "trl"):
+        assert client in lines
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"slamkern {slamkern.__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -109,6 +114,8 @@ def test_environment(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["probe", "--model", "MODEL", "--data", "corpus:", "--out", "OUT", "-s", "model.device=gpu9"], ["'gpu9'"]),
         (["run", "--config", "absent.yaml", "--out", "OUT"], ["absent.yaml"]),
+        (["probe", "--model", "123", "-l", "de,no", "--data", "corpus:", "--out", "OUT"], ["has no language 'no'"]),
+        (["probe", "--model", "123", "-l", "de", "--data", "corpus:", "--out", "OUT"], ["cannot load model '123'"]),
         (["run", "--model", "MODEL", "--data", "RAGGED", "--out", "OUT"], ["3 lines", "2", "not parallel"]),
         (["run", "--model", "MODEL", "--data", "EMPTY", "--out", "OUT"], ["train.de is empty"]),
         (["demo", "--model", "gpt9", "--out", "OUT"], ["'gpt9'", "tiny or smollm2"]),
@@ -123,7 +130,7 @@ def test_environment(capsys: pytest.CaptureFixture[str]) -> None:
         (["score", "absent.jsonl"], ["absent.jsonl"]),
         (["report", "EMPTY"], ["nothing to report"]),
         (["evaluate", "--model", "MODEL", "--task", "gsm", "--out", "OUT"], ["unknown task 'gsm'"]),
-        (["evaluate", "--model", "MODEL", "--task", "mgsm", "--path", "EMPTY", "-l", "de", "--out", "OUT"], ["mgsm"]),
+        (["evaluate", "--model", "MODEL", "--task", "mgsm", "--data", "EMPTY", "-l", "de", "--out", "OUT"], ["mgsm"]),
     ],
 )
 def test_bad_input(

@@ -65,7 +65,7 @@ def test_whole_demo_and_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 
 def test_smollm2_is_the_same_pipeline() -> None:
     config = demo_config("out", "smollm2", ["train.max_steps=3"])
-    assert config.model.name == "smollm2" and config.train_config().max_steps == 3
+    assert config.model.name == "smollm2" and config.train.max_steps == 3
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 
 from slamkern.errors import SlamkernError
 from slamkern.evaluation import accuracy
-from slamkern.pipeline import run
+from slamkern.pipeline import run, stages
 from slamkern.pipeline.config import RunConfig, build_config
 from slamkern.training import loop
 
@@ -72,10 +72,10 @@ def test_alignment_lowers_the_held_out_loss(finished: Path) -> None:
 
 
 def test_held_out_questions_are_not_trained_on(model_folder: Path) -> None:
-    aligned, held_out = run.alignment_pairs(configuration(model_folder))
+    aligned, held_out = stages.alignment_pairs(configuration(model_folder))
     assert len(held_out) == 4
     assert not {pair.target for pair in aligned} & {pair.target for pair in held_out}
-    texts = run.probe_texts(configuration(model_folder), aligned)
+    texts = stages.probe_texts(configuration(model_folder), aligned)
     assert list(texts) == ["en", "de", "zh"] and {len(questions) for questions in texts.values()} == {6}
 
 

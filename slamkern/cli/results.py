@@ -1,0 +1,45 @@
+"""Commands that read what others wrote (scores, reports, an export) or this machine; none trains or measures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slamkern.cli.options import Config, Delta, Model, Out, Set, configure, load
+
+
+def score(
+    predictions: Annotated[Path, typer.Argument(help="predictions.jsonl of an evaluation, or the folder it is in.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write scores.json to this folder.")] = None,
+) -> None:
+    """Scores of a predictions file alone, without a model."""
+    from slamkern.evaluation import scoring
+    from slamkern.files import write_json
+
+    result = scoring.score(predictions / "predictions.jsonl" if predictions.is_dir() else predictions)
+    typer.echo(scoring.format_table(result))
+    if out is not None:
+        write_json(out / "scores.json", result.to_dict())
+        typer.echo(f"{out / 'scores.json'}")
+
+
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a run (or of a probe and a selection).")]) -> None:
+    """One self-contained HTML page with figures (also as PNG) from a run's files."""
+    from slamkern.report.html import write_report
+
+    typer.echo(str(write_report(folder)))
+
+
+def export(out: Out, model: Model = None, delta: Delta = None, config: Config = None, overrides: Set = None) -> None:
+    """A full Hugging Face folder of a model with trained weights put in, loadable without slamkern."""
+    from slamkern.training.export import export_model
+
+    settings = configure(config, overrides, model={"name": model})
+    typer.echo(str(export_model(*load(settings, delta), out)))
+
+
+def env() -> None:
+    """Versions, devices, threads, and which backends can run here (and why not)."""
+    from slamkern.cli.environment import print_environment
+
+    print_environment()

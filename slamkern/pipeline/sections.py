@@ -1,0 +1,146 @@
+"""What can be configured: one section a stage, each value with its type, range and default; the whole is a RunConfig.
+
+Values are validated strictly: ``true`` is no number and 3 no text. Names (tasks, scores, languages) are checked here,
+whatever needs a file or a model is not.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from slamkern.data.languages import language
+from slamkern.data.tasks import TASKS
+from slamkern.selection.layers import PRESETS
+from slamkern.selection.scores import SCORES
+from slamkern.training.config import TrainConfig
+
+
+def one_of(known: Collection[str], what: str) -> AfterValidator:
+    """Refuse a name that is not known."""
+
+    def check(name: str | None) -> str | None:
+        if name is not None and name not in known:
+            raise ValueError(f"unknown {what} {name!r}; known: {' '.join(known)}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _split(value: Any) -> Any:
+    """``de,fr`` for ``[de, fr]``."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _languages(codes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for code in codes or ():
+        language(code)
+        if codes is not None and codes.count(code) > 1:
+            raise ValueError(f"{code} stands there twice")
+    if codes == ():
+        raise ValueError("no languages given; name some or leave it out for all")
+    return codes
+
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Languages = Annotated[tuple[str, ...] | None, AfterValidator(_languages), BeforeValidator(_split)]
+Projections = Annotated[tuple[Literal["gate", "up", "down"], ...], Field(min_length=1), BeforeValidator(_split)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown keys, no changes after validation, no value taken for another type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """Which model: a local Hugging Face folder, a GGUF file, a hub id, or ``smollm2``."""
+
+    name: str = ""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+
+
+class DataSection(Section):
+    """Parallel text X -> English: ``path`` as :func:`slamkern.load_pairs` takes it; ``limit`` is per language."""
+
+    path: str = ""
+    languages: Languages = None
+    content: Literal["question", "answer", "both"] = "question"
+    limit: Count | None = None
+    held_out: Count = 20
+    seed: Seed = 0
+
+
+class ProbeSection(Section):
+    """What the model reads for its statistics: the questions of ``data`` (``task: data``) or of an evaluation task.
+
+    ``data``: where the task's questions are, as for ``evaluate``.
+    """
+
+    task: Annotated[str, one_of(("data", *TASKS), "task")] = "data"
+    data: str | None = None
+    languages: Languages = None
+    questions: Count = 200
+    observe: Literal["gate", "hidden"] = "gate"
+    token_budget: Count = 4096
+    max_length: Annotated[Count, Field(ge=2)] = 1024
+    groups: Count = 8
+
+
+class SelectSection(Section):
+    """How layers are chosen: the arguments of :func:`slamkern.select_layers`, or one of the authors' presets.
+
+    ``projections`` are the weights that are trained in the chosen layers.
+    """
+
+    preset: Annotated[str | None, one_of(PRESETS, "preset")] = None
+    k: Count = 6
+    score: Annotated[str, one_of(SCORES, "score")] = "active_msd"
+    rule: str = "top_k"
+    region: str = "lower"
+    center: Literal["mean", "en"] | None = None
+    neuron_fraction: Annotated[float | None, Field(gt=0, le=1)] = None
+    bootstrap: Annotated[int, Field(ge=0, le=100_000)] = 200
+    seed: Seed = 0
+    projections: Projections = ("up", "down")
+
+
+class EvaluateSection(Section):
+    """What is measured before and after; ``task: null`` leaves answer accuracy out.
+
+    ``data``: where the task's questions are (see ``tasks``), without it the hub.
+    ``chrf_limit``: held-out questions translated per language for chrF (generation is the slow part), 0 for none.
+    ``english``: what the retention loss is measured on: a text file with an English text a line, or ``corpus:`` for
+    problems of the embedded corpus with their solutions; without it, the held-out English questions.
+    """
+
+    task: Annotated[str | None, one_of(TASKS, "task")] = "mgsm"
+    data: str | None = None
+    languages: Languages = None
+    limit: Count | None = None
+    prompt: str = "metamath"
+    max_new_tokens: Count = 512
+    batch_size: Count = 16
+    chrf_limit: Annotated[int, Field(ge=0, lt=2**31)] = 20
+    english: str | None = None
+
+
+class RunConfig(Section):
+    """Everything a run depends on."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    probe: ProbeSection = ProbeSection()
+    select: SelectSection = SelectSection()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateSection = EvaluateSection()
+
+    def fingerprint(self) -> str:
+        """A hash of every value: equal fingerprints, equal results."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
