@@ -151,7 +151,9 @@ def probe(stage: Stage) -> Iterator[Row]:
 def training(stage: Stage) -> Iterator[Row]:
     """A training step against the usual ways to take one, and what it needs, from the stages that measure it."""
     here = stage.device.type
-    rows = {row["variant"]: row for row in stage.rows_of("train") if row["model"] == MODELS[here]}
+    # The whole profile where it was measured, else the three variants of the headline.
+    measured = [*(stage.rows_of("headline") or ()), *(stage.rows_of("train") or ())]
+    rows = {row["variant"]: row for row in measured if row["model"] == MODELS[here]}
     paces = {variant: row.get("against_slamkern") for variant, row in rows.items()}  # time of a step / slamkern's
     for device, ours, other, least in SPEEDS:
         if device in (here, "cuda"):

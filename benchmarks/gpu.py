@@ -2,21 +2,26 @@
 
     python -m benchmarks.gpu [--only STAGE ...] [--minutes M] [--device cpu|cuda] [--dry-run]
 
-=========  ==================================================================================================
+=========  ===========================================================================================
 build      csrc, with the compilers that are here
-ceilings   copy bandwidth and GEMM rate of this device
-tests      the tests of ops and kernels on the device, and all tests marked ``cuda``
-sanitize   every kernel under compute-sanitizer
+ceilings   copy bandwidth and sustained GEMM rate of this device
+headline   a training step of 7B: slamkern, the authors' recipe and Liger-Kernel, three times in turns
 kernels    microbenchmarks of the ops
+tests      the tests of ops, kernels and modules on the device, and all tests marked ``cuda``
 probe      probing speed of SmolLM2-135M
 train      the training profile
+scaling    how a training step scales
 fp8        whether frozen weights in FP8 train as well
+sanitize   every kernel under compute-sanitizer
+layers     scores of the layers of SmolLM2-135M
 goals      goals against what was measured
-=========  ==================================================================================================
+=========  ===========================================================================================
 
-Time that a stage leaves over goes to the later ones; a stage that overruns is ended, and keeps the rows it has written.
-All rows go to ``benchmarks/results/<device>.json``. The last thing printed is a short table; exit status 1 if any stage
-failed.
+The headline comes first: a borrowed GPU may be gone after it. A stage is ended at its limit and keeps the rows it has
+written, and it only starts where the whole of its limit is left of ``--minutes``, so a run never takes longer than that.
+What did not start is named with the command that runs it: ``--minutes 9.5`` and that command, again and again, measure
+everything in calls of at most ten minutes (``schedule`` computes them). Rows go to ``benchmarks/results/<device>.json``;
+exit status 1 if any stage failed.
 """
 
 import argparse
@@ -25,9 +30,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -36,20 +42,44 @@ from benchmarks.results import Row
 from benchmarks.stage import add_options, default_folder, show
 
 ROOT = Path(__file__).resolve().parents[1]
-# Shares of the time limit: what each stage took, roughly, of a run that measured everything.
-SHARES = {
-    "build": 2.0,
-    "ceilings": 0.5,
-    "tests": 2.0,
-    "sanitize": 1.5,
-    "kernels": 3.0,
-    "probe": 1.5,
-    "train": 3.0,
-    "fp8": 1.5,
-    "goals": 1.0,
-}
+# Minutes after which a stage is ended, imports and all.
+LIMITS: Mapping[str, float] = MappingProxyType(
+    {
+        "build": 1.5,
+        "ceilings": 1.0,
+        "headline": 6.5,
+        "kernels": 5.0,
+        "tests": 4.0,
+        "probe": 3.0,
+        "goals": 1.0,
+        "layers": 2.0,
+        "fp8": 3.0,
+        "train": 9.0,
+        "scaling": 9.0,
+        "sanitize": 9.0,
+    }
+)
 COMMANDS = ("build", "tests")  # the others are modules of this package
+MODULES = {"train": ("train", "--scaling", "no"), "scaling": ("train", "--scaling", "only")}
+_RESERVE = 0.5  # minutes of a limit that a stage does not plan with: imports, and its last measurement
 _TAIL = 15  # lines of a failed stage's output that are shown
+
+
+def schedule(minutes: float, stages: Sequence[str] = tuple(LIMITS)) -> list[list[str]]:
+    """The stages of every call of so many minutes if each stage takes all of its limit."""
+    calls: list[list[str]] = []
+    left = list(stages)
+    while left:
+        remaining, call = minutes, []
+        for stage in list(left):
+            if LIMITS[stage] <= remaining:
+                remaining -= LIMITS[stage]
+                call.append(stage)
+                left.remove(stage)
+        if not call:
+            raise ValueError(f"stage {left[0]} may take {LIMITS[left[0]]} minutes, more than the {minutes:g} of a call")
+        calls.append(call)
+    return calls
 
 
 @dataclass(frozen=True)
@@ -61,53 +91,49 @@ class Plan:
     folder: Path
     threads: int
 
-    def command(self, stage: str, minutes: float) -> list[str] | None:
-        """The command line of a stage, or None where the stage does not exist yet."""
+    def command(self, stage: str) -> list[str]:
+        """The command line of a stage."""
         python = [sys.executable, "-m"]
         if stage == "build":
             return [sys.executable, "setup.py", "build_ext", "--inplace"]
         if stage == "tests":
             return [*python, "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *self._tests()]
-        if importlib.util.find_spec(f"benchmarks.{stage}") is None:
-            return None
-        options = ["--device", self.device, "--minutes", f"{minutes:.2f}", "--results", str(self.folder)]
+        module, *own = MODULES.get(stage, (stage,))
+        minutes = f"{LIMITS[stage] - _RESERVE:g}"
+        options = [*own, "--device", self.device, "--minutes", minutes, "--results", str(self.folder)]
         options += ["--threads", str(self.threads)] if self.threads else []
-        return [*python, f"benchmarks.{stage}", *options, *(["--dry-run"] if self.dry else [])]
+        return [*python, f"benchmarks.{module}", *options, *(["--dry-run"] if self.dry else [])]
 
     def _tests(self) -> list[str]:
-        files = {f"tests/test_{name}.py" for name in ("ops", "autograd", "patch", "whole_models")}
-        for pattern in ("test_kernels_*.py", "test_native*.py", "test_*_cuda.py"):
-            files |= {str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob(pattern)}
-        # Marked tests of other files are named one by one: -m would leave out the unmarked ones of these.
-        marked = {
-            str(path.relative_to(ROOT))
-            for path in (ROOT / "tests").glob("test_*.py")
-            if "mark.cuda" in path.read_text(encoding="utf-8")
+        files = {
+            path for folder in ("ops", "kernels", "modules") for path in (ROOT / "tests" / folder).glob("test_*.py")
         }
-        return [*(["--collect-only"] if self.dry else []), *sorted(files | marked)]
+        # Marked tests of other files are named one by one: -m would leave out the unmarked ones of these.
+        files |= {path for path in (ROOT / "tests").rglob("test_*.py") if "mark.cuda" in path.read_text("utf-8")}
+        # Those that compile for other GPUs need none.
+        files.discard(ROOT / "tests" / "kernels" / "test_compile.py")
+        spread = ["-n", "8"] if importlib.util.find_spec("xdist") and self.device == "cuda" else []
+        names = sorted(str(path.relative_to(ROOT)) for path in files)
+        return [*(["--collect-only"] if self.dry else spread), *names]
 
 
-def run_stage(plan: Plan, stage: str, minutes: float) -> Row:
-    """Run one stage and return how it went: a row for the last table."""
-    command = plan.command(stage, minutes)
-    if command is None:
-        return {"stage": stage, "status": "skipped", "seconds": 0.0, "note": f"there is no benchmarks/{stage}.py yet"}
+def run_stage(plan: Plan, stage: str, limit: float) -> Row:
+    """Run one stage for at most ``limit`` minutes and return how it went: a row for the last table."""
+    command = plan.command(stage)
     print(f"\n== {stage}: {' '.join(command)}", flush=True)
     started = time.monotonic()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}  # bars would fill the logs
-    # Half a minute more than the stage itself aims at, for imports and its last measurement.
-    limit = 60 * minutes + 30
     log = plan.folder / f"{stage}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
-            status = "ok" if process.wait(timeout=limit) == 0 else f"failed ({process.returncode})"
+            status = "ok" if process.wait(timeout=60 * limit) == 0 else f"failed ({process.returncode})"
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            status = f"ended after {limit:.0f} s"
+            status = f"ended after {60 * limit:.0f} s"
         except BaseException:
             process.kill()
             raise
@@ -119,8 +145,8 @@ def run_stage(plan: Plan, stage: str, minutes: float) -> Row:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=tuple(SHARES), metavar="STAGE", help=f"of {' '.join(SHARES)}")
-    add_options(parser, minutes=9.0)
+    parser.add_argument("--only", nargs="+", choices=tuple(LIMITS), metavar="STAGE", help=f"of {' '.join(LIMITS)}")
+    add_options(parser, minutes=sum(LIMITS.values()))
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("error: torch sees no CUDA device; use --device cpu", file=sys.stderr)
@@ -130,19 +156,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     folder = (options.results or default_folder(options.dry_run)).resolve()
     plan = Plan(options.device, options.dry_run, folder, options.threads)
-    stages = [stage for stage in SHARES if options.only is None or stage in options.only]
+    stages = [stage for stage in LIMITS if options.only is None or stage in options.only]
     started = time.monotonic()
     deadline = started + 60 * options.minutes
     rows: list[Row] = []
-    for index, stage in enumerate(stages):
-        share = SHARES[stage] / sum(SHARES[later] for later in stages[index:])
-        minutes = max(0.1, (deadline - time.monotonic()) / 60 * share)
-        rows.append(run_stage(plan, stage, minutes))
-        seconds = time.monotonic() - started
+    waiting: list[str] = []
+    for stage in stages:
+        if time.monotonic() + 60 * LIMITS[stage] > deadline:
+            waiting.append(stage)
+            continue
+        rows.append(run_stage(plan, stage, LIMITS[stage]))
+        # Stages of earlier calls keep their rows.
+        others = [row for row in results.rows_of(device, "run", folder) if row["stage"] != stage]
         command = f"python -m benchmarks.gpu --only {' '.join(stages)}"
-        results.write_stage(device, "run", rows, command=command, seconds=seconds, folder=folder)
+        seconds = time.monotonic() - started
+        results.write_stage(device, "run", [*others, rows[-1]], command=command, seconds=seconds, folder=folder)
     show(str(results.path_of(device, folder)), rows, ("stage", "status", "seconds", "note"))
-    return 0 if all(row["status"] in ("ok", "skipped") for row in rows) else 1
+    if waiting:
+        longest = max(LIMITS[stage] for stage in waiting)
+        print(
+            f"no time was left for {len(waiting)} stages, which may take up to {longest:g} minutes each; they are run by"
+        )
+        print(f"python -m benchmarks.gpu --minutes {max(options.minutes, longest):g} --only {' '.join(waiting)}")
+    return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
 if __name__ == "__main__":

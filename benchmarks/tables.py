@@ -100,6 +100,20 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
                 ("against forward hooks", "against_hooks"),
             ),
         ),
+        "headline": (
+            "headline",
+            _columns(
+                ("variant", "variant"),
+                ("model", "model"),
+                ("real tokens/s", "tokens_per_second"),
+                ("slamkern is faster by", "against_slamkern"),
+                ("at least", "against_slamkern_low"),
+                ("at most", "against_slamkern_high"),
+                ("peak, GB", "peak_gb"),
+                ("useful utilization", "useful_utilization"),
+                ("absent because", "absent"),
+            ),
+        ),
         "goals": ("goals", _goals),
         "fp8": ("fp8", _fp8),
         "scaling": (

@@ -3,7 +3,8 @@
 In every round each case runs once, in an order that rotates, so that a slow moment hits all of them. What a case
 needs first (a forward before its backward) is prepared outside the timed region.
 
-On CUDA a run is timed with events. Before it the L2 cache is overwritten, and the device is kept busy for about a
+On CUDA a run is timed with events. Before it the L2 cache is filled by reading other memory (writing would leave dirty
+lines, which are evicted inside the timed region), and the device is kept busy for about a
 millisecond so that the host is ahead and launches cost nothing. On a CPU it is timed with the host's clock; the
 matrices of a layer exceed its L2 cache, and nothing is flushed.
 """
@@ -80,13 +81,13 @@ def _host_ms(case: Case) -> float:
 class _CudaTimer:
     def __init__(self, device: torch.device) -> None:
         l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-        self._flush = torch.empty(4 * l2_bytes, dtype=torch.int8, device=device)
+        self._flush = torch.zeros(l2_bytes, device=device)  # four times the cache
         self._device = device
 
     def __call__(self, case: Case) -> float:
         state = case.prepare()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._flush.zero_()
+        self._flush.sum()
         torch.cuda._sleep(_BUSY_CYCLES)
         start.record()
         case.run(state)

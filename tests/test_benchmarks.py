@@ -104,21 +104,60 @@ def test_every_stage_runs_dry_and_keeps_the_rows_of_the_others(tmp_path, capsys)
     assert all(row["met"] is None and row["note"] for row in stages["goals"]["rows"])
 
 
-def test_the_one_command_runs_stages_in_processes_and_skips_visibly(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(gpu.SHARES, "absent", 1.0)
-    options = ["--dry-run", "--device", "cpu", "--results", str(tmp_path), "--minutes", "1"]
-    assert gpu.main([*options, "--only", "ceilings", "absent"]) == 0
+def test_the_one_command_runs_stages_in_processes_and_keeps_those_of_earlier_calls(tmp_path, capsys):
+    options = ["--dry-run", "--device", "cpu", "--results", str(tmp_path)]
+    assert gpu.main([*options, "--only", "ceilings", "train", "--minutes", "2"]) == 0
     out = capsys.readouterr().out
-    assert "there is no benchmarks/absent.py yet" in out
+    assert "python -m benchmarks.gpu --minutes 9 --only train" in out
+    assert gpu.main([*options, "--only", "headline"]) == 0
     (path,) = tmp_path.glob("*.json")
-    rows = json.loads(path.read_text())["stages"]["run"]["rows"]
-    assert [(row["stage"], row["status"]) for row in rows] == [("ceilings", "ok"), ("absent", "skipped")]
+    stages = json.loads(path.read_text())["stages"]
+    assert [(row["stage"], row["status"]) for row in stages["run"]["rows"]] == [("ceilings", "ok"), ("headline", "ok")]
+    numbers = {row["variant"]: "absent" not in row for row in stages["headline"]["rows"]}
+    assert numbers == {"slamkern": True, "authors": True, "liger_freeze": False}  # the last needs a GPU
+
+
+def test_every_call_takes_ten_minutes_at_most_even_if_every_stage_overruns(tmp_path, monkeypatch, capsys):
+    """A simulation: each stage takes all of its limit and is ended there; each call names the command of the next."""
+    clock = [0.0]
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: clock[0])
+
+    def overrun(plan, stage, limit):
+        clock[0] += 60 * limit + 1  # what it takes to end it
+        return {"stage": stage, "status": "ended", "seconds": 60 * limit, "note": ""}
+
+    monkeypatch.setattr(gpu, "run_stage", overrun)
+    calls, command = [], ["--minutes", "9.5"]
+    while command:
+        started = clock[0]
+        gpu.main([*command, "--device", "cpu", "--dry-run", "--results", str(tmp_path)])
+        assert clock[0] - started <= 600
+        (path,) = tmp_path.glob("*.json")
+        calls.append([row["stage"] for row in json.loads(path.read_text())["stages"]["run"]["rows"]])
+        last = capsys.readouterr().out.strip().splitlines()[-1]
+        command = last.split()[3:] if last.startswith("python -m benchmarks.gpu") else []
+    assert calls[0] == ["build", "ceilings", "headline"]
+    assert set(calls[-1]) == set(gpu.LIMITS)
+    assert len(calls) == len(gpu.schedule(9.5)) <= 7
+    with pytest.raises(ValueError, match="may take 9.0 minutes, more than the 8"):
+        gpu.schedule(8)
+
+
+def test_every_stage_names_files_and_modules_that_exist(tmp_path):
+    for device in ("cpu", "cuda"):
+        plan = gpu.Plan(device, False, tmp_path, 0)
+        for stage in gpu.LIMITS:
+            command = plan.command(stage)
+            for name in command:
+                assert not name.startswith("benchmarks.") or (ROOT / f"{name.replace('.', '/')}.py").is_file()
+                assert not name.startswith("tests/") or (ROOT / name).is_file()
+        assert "tests/kernels/test_cuda.py" in plan.command("tests")
 
 
 def test_a_stage_that_overruns_is_ended(tmp_path, monkeypatch):
     plan = gpu.Plan("cpu", True, tmp_path, 0)
     monkeypatch.setattr(gpu.Plan, "command", lambda *_: [gpu.sys.executable, "-c", "import time; time.sleep(60)"])
-    assert gpu.run_stage(plan, "probe", -0.49)["status"].startswith("ended after")
+    assert gpu.run_stage(plan, "probe", 0.01)["status"].startswith("ended after")
 
 
 def test_the_sanitizer_launches_every_kernel():

@@ -52,9 +52,10 @@ class _Measured:
     launches: dict[str, int] | None = None
 
 
-def gemm_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+def gemm_ceiling(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
     """FLOP/s of a large square product here and now, sustained: a burst runs at clocks that no step can hold."""
-    side, seconds = (8192, 1.0) if device.type == "cuda" else (1536, 0.2)
+    seconds = 1.0 if device.type == "cuda" else 0.2
+    side = side or (8192 if device.type == "cuda" else 1536)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(a)
     count = 1  # enough calls for so many seconds in one go; the first tries are a warm-up
