@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.operations import Operation, Workload, elementwise, products, rotary
+from benchmarks.operations import Operation, Workload, elementwise, products
 from benchmarks.providers import COMPILE, PROVIDERS, TORCH, Absent
 from benchmarks.results import Row
 from benchmarks.shapes import SHAPES, TINY
@@ -20,7 +20,7 @@ from benchmarks.stage import Stage, show
 from benchmarks.timing import Case, interleaved
 
 COLUMNS = ("op", "languages", "layout", "provider", "shape", "tokens", "median_ms", "gbps", "tflops", "share")
-_OPERATIONS_A_SHAPE = 11
+_OPERATIONS_A_SHAPE = 9
 # A row with a wrong result has no time: the relative error that bfloat16 products in another order stay far below.
 _WRONG = 2e-2
 
@@ -46,7 +46,6 @@ def workloads(stage: Stage) -> list[Workload]:
 def operations(work: Workload) -> Iterator[Operation]:
     """All operations of a workload, one at a time: their inputs fill gigabytes."""
     yield from elementwise(work)
-    yield from rotary(work)
     yield from products(work)
 
 

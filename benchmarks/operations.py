@@ -4,15 +4,13 @@
 forward                ``silu(gate) * up``
 statistics             the same, with count, mean, m2 and active of ``silu(gate)`` per language
 backward               gradients of gate and up, by autograd; the forward before it is not timed
-rotary                 queries and keys turned by position, forward; heads as projections make them
-rotary backward        its gradients, by autograd
 gated linear           ``silu(x @ w_gate.T) * (x @ w_up.T)``, with and without statistics
 frozen FFN backward    gradient of the input of a whole FFN whose weights are frozen
 =====================  ===================================================================================
 
 Tokens lie grouped by language, as the packer leaves them, except where the layout says ``mixed``. Bytes count every
 input once and every output once. FLOPs of an element: 5 for ``silu(gate) * up`` (exp, add, divide, two products), 6
-more for its statistics, 11 for its backward, 3 for its rotation.
+more for its statistics, 11 for its backward.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,7 +26,7 @@ from benchmarks.shapes import Shape
 from benchmarks.timing import Case
 
 LANGUAGES = (1, 10, 32)
-_FORWARD_FLOPS, _STATISTICS_FLOPS, _BACKWARD_FLOPS, _ROTATION_FLOPS = 5, 6, 11, 3
+_FORWARD_FLOPS, _STATISTICS_FLOPS, _BACKWARD_FLOPS = 5, 6, 11
 
 
 @dataclass(frozen=True)
@@ -120,34 +118,6 @@ def elementwise(work: Workload) -> Iterator[Operation]:
         return Case(lambda state: torch.autograd.grad(state[2], state[:2], grad_hidden), prepare)
 
     yield Operation("backward", work, tokens, 5 * size, _BACKWARD_FLOPS * elements, _cases(work.providers, backward))
-
-
-def rotary(work: Workload) -> Iterator[Operation]:
-    """rotary and rotary backward."""
-    shape, tokens, width = work.shape, work.tokens, work.shape.head_width
-    heads = shape.heads, shape.key_heads
-    # (1, tokens, heads, width) in memory, as projections write queries and keys and read their gradients.
-    q, k, grad_q, grad_k = (work.normal(1, tokens, count, width).transpose(1, 2) for count in heads * 2)
-    angles = torch.outer(torch.arange(tokens), 1e4 ** -torch.linspace(0, 1, width // 2)).repeat(1, 2)
-    cos, sin = (table[None].to(work.device, work.dtype) for table in (angles.cos(), angles.sin()))
-
-    def forward(provider: str) -> Case:
-        function = providers.rotate(provider, work.device)
-        return Case(lambda state: function(*state, cos, sin), lambda: (q.clone(), k.clone()))
-
-    def backward(provider: str) -> Case:
-        function = providers.rotate(provider, work.device)
-
-        def prepare() -> Any:
-            leaves = q.clone().requires_grad_(), k.clone().requires_grad_()
-            return function(*leaves, cos, sin), leaves, (grad_q.clone(), grad_k.clone())
-
-        return Case(lambda state: torch.autograd.grad(*state), prepare)
-
-    elements = tokens * sum(heads) * width
-    moved = work.dtype.itemsize * (2 * elements + 2 * tokens * width)
-    for name, build in (("rotary", forward), ("rotary backward", backward)):
-        yield Operation(name, work, tokens, moved, _ROTATION_FLOPS * elements, _cases(work.providers, build))
 
 
 def products(work: Workload) -> Iterator[Operation]:

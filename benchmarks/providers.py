@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slamkern import ops
-from slamkern.modules import ffn_autograd, rope
+from slamkern.modules import ffn_autograd
 from slamkern.ops.dispatch import backends
 
 TORCH, COMPILE, LIGER = "torch", "torch.compile", "liger"
@@ -105,34 +105,6 @@ def gated_linear(provider: str, device: torch.device, languages: int = 0) -> Cal
 
 def _gated_linear(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
     return _silu_mul(F.linear(x, w_gate), F.linear(x, w_up))
-
-
-def _apply_rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return q * cos + _rotate_half(q) * sin, k * cos + _rotate_half(k) * sin
-
-
-def _rotate_half(x: Tensor) -> Tensor:
-    first, second = x.chunk(2, -1)
-    return torch.cat((-second, first), -1)
-
-
-def rotate(provider: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Any]:
-    """Queries and keys turned by position, of (q, k, cos, sin): (batch, heads, tokens, width) and (1, tokens, width).
-
-    Liger's overwrites q and k, and its backward their gradients.
-    """
-    if provider == TORCH:
-        return _apply_rotary
-    if provider == COMPILE:
-        return _compiled(_apply_rotary, device.type)
-    if provider == LIGER:
-        _liger(device)
-        from liger_kernel.ops.rope import LigerRopeFunction
-
-        return LigerRopeFunction.apply
-    backend = _backend(provider, device)
-    return lambda q, k, cos, sin: rope.Rotary.apply(q, k, cos, sin, rope.RotaryOptions(q.dtype, backend))
 
 
 def frozen_ffn(provider: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:

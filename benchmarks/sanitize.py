@@ -30,31 +30,33 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def launches(device: str) -> Iterator[tuple[str, Any]]:
     """Op and result of every launch: each Triton kernel, and where it was built the compiled op."""
+    for dtype in _DTYPES:
+        yield from _launches_in(dtype, device)
+
+
+def _launches_in(dtype: torch.dtype, device: str) -> Iterator[tuple[str, Any]]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(dtype).to(device)
 
     modules = (kernels, native) if native.unavailable_reason(device) is None else (kernels,)
-    for dtype in _DTYPES:
-        for tokens, neurons in ((1, 17), (67, 200)):
-            gate, up = normal(tokens, 2 * neurons).split(neurons, dim=1)
-            grad, x, weight = normal(tokens, neurons), normal(tokens, 48), normal(48)
-            for layout in ("grouped", "mixed"):
-                ids = torch.arange(-1, tokens - 1) % 5 - 1
-                ids = (ids.sort().values if layout == "grouped" else ids).int().to(device)
-                for backend in modules:
-                    yield "swiglu_stats", backend.swiglu_stats(gate, up, ids, 4, "silu", "gate")
+    for tokens, neurons in ((1, 17), (67, 200)):
+        gate, up = normal(tokens, 2 * neurons).split(neurons, dim=1)
+        grad, x, weight = normal(tokens, neurons), normal(tokens, 48), normal(48)
+        for layout in ("grouped", "mixed"):
+            ids = torch.arange(-1, tokens - 1) % 5 - 1
+            ids = (ids.sort().values if layout == "grouped" else ids).int().to(device)
             for backend in modules:
-                yield "swiglu", backend.swiglu(gate, up, "silu")
-                yield "swiglu_backward", backend.swiglu_backward(grad, gate, up, "silu", True)
-            norm, rstd = kernels.rms_norm(x, weight, 1e-6, "rounded")
-            yield "rms_norm", norm
-            yield "rms_norm_backward", kernels.rms_norm_backward(x, x, weight, rstd, "rounded")
-            heads, table = normal(2, tokens, 5, 16).transpose(1, 2), normal(2, tokens, 12)
-            yield "rotary", kernels.rotary(heads, heads, table, table, False, dtype)
-            if device == "cpu" or torch.cuda.get_device_capability() >= (8, 9):
-                yield "quantize_rows", kernels.quantize_rows(x, None)
+                yield "swiglu_stats", backend.swiglu_stats(gate, up, ids, 4, "silu", "gate")
+        for backend in modules:
+            yield "swiglu", backend.swiglu(gate, up, "silu")
+            yield "swiglu_backward", backend.swiglu_backward(grad, gate, up, "silu", True)
+        norm, rstd = kernels.rms_norm(x, weight, 1e-6, "llama")
+        yield "rms_norm", norm
+        yield "rms_norm_backward", kernels.rms_norm_backward(x, x, weight, rstd, "llama")
+        if device == "cpu" or torch.cuda.get_device_capability() >= (8, 9):
+            yield "quantize_rows", kernels.quantize_rows(x, None)
 
 
 def launch_every_kernel(device: str) -> int:

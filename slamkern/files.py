@@ -17,6 +17,8 @@ from torch import Tensor
 
 from slamkern.errors import SlamkernError
 
+TEMPORARY = ".tmp"  # ends the names of files and folders that are being written; they begin with a dot
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
@@ -27,7 +29,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -29,7 +29,7 @@ from benchmarks import (
     tables,
     wheels,
 )
-from benchmarks.operations import Workload, products, rotary
+from benchmarks.operations import Workload, products
 from benchmarks.shapes import TINY
 from benchmarks.timing import Case, interleaved
 from slamkern import record_stats
@@ -69,7 +69,7 @@ def test_a_provider_computes_every_operation_or_says_why_not(provider):
 @pytest.mark.skipif(backends("cpu")["triton"] is not None, reason="needs Triton, interpreted")
 def test_triton_is_called_as_it_wants_to_be():
     work = Workload(TINY, 40, 40, torch.float32, CPU, ("torch", "slamkern triton"))
-    for operation in (*products(work), *rotary(work)):
+    for operation in products(work):
         ready, absent = kernels.first_calls(operation)
         assert not absent
         assert "slamkern triton" in ready

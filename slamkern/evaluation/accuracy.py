@@ -81,8 +81,10 @@ def evaluate_questions(
         problem = "no questions" if not questions else "questions with repeated ids"
         raise SlamkernError(f"{problem} to evaluate on task {task!r}")
     prompt = get_prompt(prompt, tokenizer) if isinstance(prompt, str) else prompt
+    name = model.name_or_path or type(model).__name__
     settings = _settings(model, task, prompt, max_new_tokens, stop)
-    with PredictionLog(out, settings) as log:
+    # A model is its weights; the same ones may lie elsewhere by now.
+    with PredictionLog(out, settings, {"model": name}) as log:
         for entry in log.finished.values():
             asked = by_id.get(entry.id)
             if asked is not None and (asked.question, asked.gold) != (entry.question, entry.gold):
@@ -107,7 +109,7 @@ def evaluate_questions(
                 )
                 bar.update()
         result = summarize(
-            [log.finished[question.id] for question in questions], task=task, model=settings["model"],
+            [log.finished[question.id] for question in questions], task=task, model=name,
             prompt=prompt.name, max_new_tokens=max_new_tokens,
         )  # fmt: skip
         log.finish(result.to_dict())
@@ -133,7 +135,6 @@ def _settings(
     """What the outputs depend on besides the questions: the fingerprint that a resumed run has to match."""
     return {
         "task": task,
-        "model": model.name_or_path or type(model).__name__,
         "weights": weights_checksum(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "prompt": prompt.name,

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from slamkern.errors import SlamkernError
-from slamkern.evaluation.predictions import PREDICTIONS_FILE, SETTINGS_FILE, Prediction, read_predictions, read_settings
+from slamkern.evaluation.predictions import KIND, PREDICTIONS_FILE, SETTINGS_FILE, Prediction, read_predictions
 from slamkern.evaluation.scoring import RULE, STRICT_RULE, EvaluationResult, judge, judge_strict
+from slamkern.run_folder import read_record
 
 RULES: Mapping[str, str] = {"standard": RULE, "strict": STRICT_RULE}
 
@@ -66,10 +67,9 @@ def read_evaluation(source: str | Path | EvaluationResult, rule: str = "standard
     if not path.is_file():
         raise SlamkernError(f"{path} does not exist; expected an evaluation folder or samples_*.jsonl of lm-eval")
     beside = path.with_name(SETTINGS_FILE)
-    settings = dict(read_settings(beside)) if beside.exists() else {}
-    settings.pop("weights", None)  # what is compared
-    model = str(settings.pop("model", "unknown"))
-    return _recorded(str(source), model, settings, read_predictions(path), rule)
+    settings, notes = read_record(beside, KIND) if beside.exists() else ({}, {})
+    settings = {name: value for name, value in settings.items() if name != "weights"}  # those are what is compared
+    return _recorded(str(source), str(notes.get("model", "unknown")), settings, read_predictions(path), rule)
 
 
 def _recorded(

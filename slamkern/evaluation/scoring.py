@@ -19,7 +19,8 @@ from typing import Any
 
 from slamkern.data.answers import extract_answer, extract_answer_strict, is_correct
 from slamkern.errors import SlamkernError
-from slamkern.evaluation.predictions import SETTINGS_FILE, Prediction, read_predictions, read_settings
+from slamkern.evaluation.predictions import KIND, SETTINGS_FILE, Prediction, read_predictions
+from slamkern.run_folder import read_record
 
 RULE = "last number of the output, within 1e-3 of the gold answer"
 STRICT_RULE = "number as a person reads it, within 1e-3 of the gold answer"
@@ -132,12 +133,12 @@ def score(predictions_path: str | Path) -> EvaluationResult:
     """
     path = Path(predictions_path)
     beside = path.with_name(SETTINGS_FILE)
-    settings = read_settings(beside) if beside.exists() else {}
+    settings, notes = read_record(beside, KIND) if beside.exists() else ({}, {})
     predictions = read_predictions(path)
     if not predictions:
         raise SlamkernError(f"{path} holds no predictions")
     return summarize(
-        predictions, task=settings.get("task", "unknown"), model=settings.get("model", "unknown"),
+        predictions, task=settings.get("task", "unknown"), model=notes.get("model", "unknown"),
         prompt=settings.get("prompt", "unknown"), max_new_tokens=settings.get("max_new_tokens"),
     )  # fmt: skip
 

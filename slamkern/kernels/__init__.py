@@ -1,8 +1,8 @@
 """The Triton backend: the ops of ``slamkern.ops.reference`` with the same names, signatures and results.
 
-One op a file: kernels, then the launcher. Tensors are (tokens, neurons), or heads of queries and keys, in bfloat16,
-float16 or float32 with a contiguous last dimension and any row stride. Launchers never wait for the device and allocate
-shapes that depend on shapes only, so every one of them can be captured in a CUDA graph.
+One op a file: kernels, then the launcher. Tensors are (tokens, neurons) in bfloat16, float16 or float32 with a
+contiguous last dimension and any row stride. Launchers never wait for the device and allocate shapes that depend on
+shapes only, so every one of them can be captured in a CUDA graph.
 
 Importing this package does not import triton: the kernels load when one of them is first asked for.
 """
@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from slamkern.kernels.glu import swiglu, swiglu_backward
     from slamkern.kernels.glu_stats import swiglu_stats
     from slamkern.kernels.rmsnorm import rms_norm, rms_norm_backward
-    from slamkern.kernels.rope import rotary
 
 __all__ = [
     "quantize_rows",
     "rms_norm",
     "rms_norm_backward",
-    "rotary",
     "swiglu",
     "swiglu_backward",
     "swiglu_stats",
@@ -36,7 +34,6 @@ _FILES = {
     "quantize_rows": "fp8",
     "rms_norm": "rmsnorm",
     "rms_norm_backward": "rmsnorm",
-    "rotary": "rope",
     "swiglu": "glu",
     "swiglu_backward": "glu",
     "swiglu_stats": "glu_stats",

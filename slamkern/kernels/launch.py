@@ -60,7 +60,7 @@ def strip(neurons: int, itemsize: int, block_t: int, max_warps: int) -> Strip:
 def whole_rows(width: int, itemsize: int) -> Strip:
     """A tile of whole rows: four 16-byte vectors a thread, at most 16 warps a row.
 
-    Rows narrower than the four vectors of one warp (1024 bf16 columns; heads are) share a program.
+    Rows narrower than the four vectors of one warp (1024 bf16 columns; heads' norms are) share a program.
     """
     per_warp = 4 * _WARP * _VECTOR_BYTES // itemsize
     block_n = 1 << max(0, width - 1).bit_length()

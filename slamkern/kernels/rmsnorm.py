@@ -3,8 +3,8 @@
     rstd = 1 / sqrt(mean(x^2) + eps)        y = weight * x * rstd
     dx = rstd * (g - x * rstd^2 * mean(g * x)),   g = grad * weight
 
-x, y, grad, dx: (rows, width); weight: (width,), ``1 + weight`` where the style is ``offset``; rstd: (rows,) float32.
-Arithmetic is float32; the style ``rounded`` rounds ``x * rstd`` before the weight as well. A whole row is held in
+x, y, grad, dx: (rows, width); weight: (width,), ``1 + weight`` where the style is ``gemma``; rstd: (rows,) float32.
+Arithmetic is float32; the style ``llama`` rounds ``x * rstd`` before the weight as well. A whole row is held in
 registers, so a row may have 64 KiB at most. The weight gradient is not here: a frozen norm has none.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from slamkern.errors import SlamkernError
 from slamkern.kernels import launch
 
-STYLES = ("rounded", "scaled", "offset")
+STYLES = ("llama", "olmo2", "gemma")
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -32,9 +32,9 @@ def rms_norm_kernel(
     weight = tl.load(weight_ptr + columns, columns < width, other=0.0).to(tl.float32)
     rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / width + eps)
     y = x * rstd[:, None]
-    if STYLE == "rounded":
+    if STYLE == "llama":
         y = y.to(y_ptr.dtype.element_ty).to(tl.float32)
-    if STYLE == "offset":
+    if STYLE == "gemma":
         weight += 1.0
     to = y_ptr + rows[:, None] * y_stride + columns[None, :]
     tl.store(to, (y * weight[None, :]).to(y_ptr.dtype.element_ty), inside)
@@ -54,7 +54,7 @@ def rms_norm_backward_kernel(
     x = tl.load(x_ptr + rows[:, None] * x_stride + columns[None, :], inside, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + columns, columns < width, other=0.0).to(tl.float32)
     rstd = tl.load(rstd_ptr + rows, rows < tokens, other=0.0)
-    if STYLE == "offset":
+    if STYLE == "gemma":
         weight += 1.0
     grad *= weight[None, :]
     slope = rstd * rstd * tl.sum(grad * x, axis=1) / width

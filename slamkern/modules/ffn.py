@@ -3,7 +3,7 @@
 Three shapes are fused (found by ffn_match.py):
 
 - ``gated``: ``down(act(gate(x)) * up(x))``; the class of the FFN block is extended.
-- ``gated_fused``: the same with gate and up in one projection whose output is split in halves.
+- ``gate_up``: the same with gate and up in one projection whose output is split in halves.
 - ``plain``: ``down(act(up(x)))``; only the activation module is extended, everything around it stays.
 
 The projections stay modules. Where one of them is not an ordinary Linear at call time (a LoRA adapter, a hook, a
@@ -42,19 +42,18 @@ class FFN:
 
     path: str  # module path of the block in the model
     layer: int
-    kind: str  # "gated" | "gated_fused" | "plain"
+    kind: str  # "gated" | "gate_up" | "plain"
     gate: str | None
     up: str
     down: str
     act: str
     activation: str
     neurons: int
-    gate_first: bool = True  # "gated_fused": gate is the first half
+    gate_first: bool = True  # "gate_up": gate is the first half
     backend: str = "auto"
     recompute: bool = False
     recording: Recording | None = field(default=None, compare=False)
     trained: TrainedNeurons | None = field(default=None, compare=False)  # "gated" only
-    rows: Tensor | None = field(default=None, compare=False)  # "gated" only: the tokens (selected,) int64 that count
 
     def recording_of(self, tokens: int) -> Recording | None:
         """What to record of a forward over so many tokens, if anything."""
@@ -111,22 +110,9 @@ def is_plain(linear: nn.Module) -> bool:
 
 
 class FusedGated(Fused):
-    """Forward of an FFN with gate, up and down as separate projections; x is (..., hidden_size).
-
-    With ``rows`` only those tokens are computed and the others are zero: for a caller who drops the others.
-    """
+    """Forward of an FFN with gate, up and down as separate projections; x is (..., hidden_size)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.slamkern_ffn.rows
-        if rows is None:
-            return self._of_tokens(x)
-        tokens = x.reshape(-1, x.shape[-1])
-        y = self._of_tokens(tokens.index_select(0, rows))
-        # index_copy and index_add would keep y for the backward.
-        every = y.new_zeros(tokens.shape[0], y.shape[-1]).index_put((rows,), y)
-        return every.view(*x.shape[:-1], y.shape[-1])
-
-    def _of_tokens(self, x: Tensor) -> Tensor:
         ffn = self.slamkern_ffn
         gate: Any = getattr(self, ffn.gate)  # type: ignore[arg-type]
         up: Any = getattr(self, ffn.up)
@@ -148,10 +134,10 @@ class FusedGated(Fused):
                     " autocast; train whole layers instead, or load the model in the dtype to train in"
                 )
             return down(ffn.combine(gate(x), up(x)))
-        rows = x.reshape(-1, x.shape[-1])
-        recording = ffn.recording_of(rows.shape[0])
+        tokens = x.reshape(-1, x.shape[-1])
+        recording = ffn.recording_of(tokens.shape[0])
         y, *moments = ffn_autograd.GatedFFN.apply(
-            rows,
+            tokens,
             weight_of(gate),
             weight_of(up),
             weight_of(down),
@@ -185,7 +171,7 @@ class FusedActivation(Fused):
         return self.slamkern_ffn.combine(x, None)
 
 
-MIXINS: dict[str, type[Fused]] = {"gated": FusedGated, "gated_fused": FusedGateUp, "plain": FusedActivation}
+MIXINS: dict[str, type[Fused]] = {"gated": FusedGated, "gate_up": FusedGateUp, "plain": FusedActivation}
 
 
 def fuse(module: nn.Module, ffn: FFN) -> None:

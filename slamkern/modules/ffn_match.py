@@ -202,7 +202,7 @@ def _gated(act: Any, product: Any, body: list[fx.Node], module: nn.Module) -> It
             source = halves.args[0]
             last = halves.kwargs.get("dim", halves.args[2] if len(halves.args) > 2 else 0) == -1
             if last and halves.args[1] == 2 and _calls(source, module, _is_projection):
-                yield "gated_fused", None, str(source.target), str(down.target), str(act.target), first == 0
+                yield "gate_up", None, str(source.target), str(down.target), str(act.target), first == 0
 
 
 def _calls(node: Any, module: nn.Module, predicate: Callable[[nn.Module], bool]) -> bool:

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from slamkern.errors import SlamkernError
 from slamkern.modules.surgery import Extended
-from slamkern.ops import norm_rope_fp8
+from slamkern.ops import norm_fp8
 
 MULTIPLE = 16  # both dimensions of a weight, for torch._scaled_mm
 Rows = tuple[Tensor, Tensor]  # values (rows, width) float8_e4m3fn and scale (rows,) float32
@@ -43,7 +43,7 @@ class FP8Weight:
 
     def quantized(self, x: Tensor, multiplier: Tensor | None = None) -> Rows:
         """Rows of ``x``, or of ``x * multiplier`` with a number for each column."""
-        return norm_rope_fp8.eager_quantize_rows(x, multiplier, self.backend)
+        return norm_fp8.eager_quantize_rows(x, multiplier, self.backend)
 
     def project(self, rows: Rows, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         """``x @ w.T + bias`` of quantized rows (tokens, in): (tokens, out)."""

@@ -1,7 +1,7 @@
-"""patch_model and its undoing: FFNs, RMS norms and rotary embeddings of a decoder run fused, nothing else changes.
+"""patch_model and its undoing: FFNs and RMS norms of a decoder run fused, nothing else changes.
 
-Only the class of the FFN blocks (or, without a gate, of their activation modules), of the norms and of the attention
-modules is extended, instance by instance.
+Only the class of the FFN blocks (or, without a gate, of their activation modules) and of the norms is extended,
+instance by instance.
 The model's class, its forward, its parameters and their names stay, so saving, trainers, adapters, checkpointing and
 ``torch.compile`` go on as before.
 """
@@ -19,7 +19,6 @@ from slamkern.errors import SlamkernError
 from slamkern.modules.ffn import FFN, Fused, fuse, unfuse
 from slamkern.modules.ffn_match import Finding, decoder_of, find_ffns
 from slamkern.modules.rmsnorm import FusedNorm, NormFinding, find_norms, fuse_norm, unfuse_norm
-from slamkern.modules.rope import FusedRotary, RotaryFinding, find_rotaries, fuse_rotary, unfuse_rotary
 from slamkern.ops.dispatch import resolve
 
 _log = logging.getLogger(__name__)
@@ -33,9 +32,8 @@ def patch_model(
     backend: str = "auto",
     recompute: bool = False,
     norms: bool = True,
-    rotary: bool = True,
 ) -> Model:
-    """Fuse FFNs, RMS norms and rotary embeddings of ``model`` in place; return it; patching twice changes nothing.
+    """Fuse FFNs and RMS norms of ``model`` in place; return it; patching twice changes nothing.
 
     Args:
         strict: refuse the model if any FFN of its decoder cannot be fused; otherwise leave those alone, log them,
@@ -43,7 +41,6 @@ def patch_model(
         backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"reference"``.
         recompute: save only the input of each gated FFN for the backward, and compute gate and up again there.
         norms: fuse the RMS norms too; a norm that is none of the known ones is left alone and listed in explain.
-        rotary: turn queries and keys in one pass too; attention that does it another way is left alone and listed.
 
     Raises SlamkernError naming the module and what would work. The model is then as it was.
     """
@@ -76,7 +73,6 @@ def patch_model(
         ffn.backend, ffn.recompute = backend, recompute
     prefix, decoder = decoder_of(model)
     _patch_norms(find_norms(decoder, prefix), norms and bool(usable), backend)
-    _patch_rotaries(find_rotaries(decoder, prefix), rotary and bool(usable), backend)
     return model
 
 
@@ -88,16 +84,6 @@ def _patch_norms(findings: list[NormFinding], wanted: bool, backend: str) -> Non
             if not isinstance(found.module, FusedNorm):
                 fuse_norm(found.module, found.norm)
             found.norm.backend = backend
-
-
-def _patch_rotaries(findings: list[RotaryFinding], wanted: bool, backend: str) -> None:
-    for found in findings:
-        if isinstance(found.module, FusedRotary):
-            if wanted and found.module.slamkern_rotary_backend == backend:
-                continue
-            unfuse_rotary(found.module)
-        if wanted and found.rotation is not None:
-            fuse_rotary(found.module, found.rotation, backend)
 
 
 def _check_layers(model: nn.Module, findings: list[Finding]) -> None:
@@ -121,8 +107,6 @@ def unpatch_model(model: Model) -> Model:
             unfuse(module)
         elif isinstance(module, FusedNorm):
             unfuse_norm(module)
-        elif isinstance(module, FusedRotary):
-            unfuse_rotary(module)
     return model
 
 
@@ -134,14 +118,13 @@ def patched(
     backend: str = "auto",
     recompute: bool = False,
     norms: bool = True,
-    rotary: bool = True,
 ) -> Iterator[Model]:
     """``patch_model`` for the length of a ``with`` block; a model that was patched before stays patched."""
     if any(isinstance(module, Fused | FusedNorm) for module in model.modules()):
         yield model
         return
     try:
-        yield patch_model(model, strict=strict, backend=backend, recompute=recompute, norms=norms, rotary=rotary)
+        yield patch_model(model, strict=strict, backend=backend, recompute=recompute, norms=norms)
     finally:
         unpatch_model(model)
 
@@ -177,20 +160,16 @@ class ExplanationTable(tuple[Explanation, ...]):
     """The rows of :func:`explain`, FFNs in order of depth; prints a line an FFN and a line a group of the others."""
 
     norms: tuple[NormFinding, ...] = ()
-    rotaries: tuple[RotaryFinding, ...] = ()
 
     def __str__(self) -> str:
         rows: list[_Row] = []
         for norm in self.norms:
             what = None if norm.norm is None else f"RMS norm, {norm.norm.style}"
             rows.append((norm, isinstance(norm.module, FusedNorm), what))
-        for rotary in self.rotaries:
-            what = None if rotary.rotation is None else "rotary embedding"
-            rows.append((rotary, isinstance(rotary.module, FusedRotary), what))
         return "\n".join([*map(str, self), *_grouped(rows)]) or "no FFN found"
 
 
-_Row = tuple[NormFinding | RotaryFinding, bool, str | None]  # a finding, whether it is fused, and what it computes
+_Row = tuple[NormFinding, bool, str | None]  # a finding, whether it is fused, and what it computes
 
 
 def _grouped(rows: list[_Row]) -> list[str]:
@@ -207,8 +186,7 @@ def _grouped(rows: list[_Row]) -> list[str]:
 def explain(model: nn.Module) -> ExplanationTable:
     """Per FFN: found, fused or why not, and which of its projections are trainable. Changes nothing.
 
-    The table's ``norms`` and ``rotaries`` have the same of every norm and every attention module that turns queries
-    and keys: the module, what it computes or why it is left alone.
+    The table's ``norms`` have the same of every norm: the module, what it computes or why it is left alone.
     """
     rows = []
     for finding in find_ffns(model):
@@ -232,5 +210,4 @@ def explain(model: nn.Module) -> ExplanationTable:
     table = ExplanationTable(rows)
     prefix, decoder = decoder_of(model)
     table.norms = tuple(find_norms(decoder, prefix))
-    table.rotaries = tuple(find_rotaries(decoder, prefix))
     return table

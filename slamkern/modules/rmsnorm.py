@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from slamkern.modules.surgery import Extended, extend, restore
-from slamkern.ops import norm_rope_fp8, reference
+from slamkern.ops import norm_fp8, reference
 
 
 @dataclass
@@ -47,7 +47,7 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, norm: Norm) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        y, rstd = norm_rope_fp8.eager_rms_norm(rows, weight, norm.eps, norm.style, norm.backend)
+        y, rstd = norm_fp8.eager_rms_norm(rows, weight, norm.eps, norm.style, norm.backend)
         ctx.save_for_backward(x, weight, rstd)
         ctx.style, ctx.backend = norm.style, norm.backend
         return y.view(x.shape)
@@ -60,7 +60,7 @@ class RMSNorm(torch.autograd.Function):
         rows, grad_rows = x.reshape(-1, x.shape[-1]), grad_y.reshape(-1, x.shape[-1])
         dx = dw = None
         if need_dx:
-            dx = norm_rope_fp8.eager_rms_norm_backward(grad_rows, rows, weight, rstd, ctx.style, ctx.backend)
+            dx = norm_fp8.eager_rms_norm_backward(grad_rows, rows, weight, rstd, ctx.style, ctx.backend)
             dx = dx.view(x.shape)
         if need_dw:
             dw = reference.rms_norm_weight_grad(grad_rows, rows, rstd).to(weight.dtype)

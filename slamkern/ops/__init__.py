@@ -1,6 +1,6 @@
 """The ops of slamkern by name, each in every backend: the public seam for kernels and benchmarks.
 
-``glu`` and ``norm_rope_fp8`` register them, ``dispatch`` picks the backend, ``reference`` is the plain-torch twin.
+``glu`` and ``norm_fp8`` register them, ``dispatch`` picks the backend, ``reference`` is the plain-torch twin.
 """
 
 from slamkern.ops.glu import swiglu, swiglu_stats

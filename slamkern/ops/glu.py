@@ -1,6 +1,6 @@
 """The registered ops of an FFN (``torch.ops.slamkern``): schema, implementation, shape function, autograd formula.
 
-Nothing but this and norm_rope_fp8.py registers an op. An implementation only picks the backend (dispatch.py) and calls
+Nothing but this and norm_fp8.py registers an op. An implementation only picks the backend (dispatch.py) and calls
 it; the public functions below check their arguments and return :class:`Moments`.
 """
 

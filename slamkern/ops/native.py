@@ -3,7 +3,7 @@
 ``slamkern/_native.so`` runs on CPU tensors, with torch's own number of threads; ``slamkern/_native_cuda.so`` on CUDA
 tensors, on torch's current stream. Both are built with the package where a compiler is found, neither knows torch.
 float32, bfloat16 and float16; matrices are (tokens, neurons) with contiguous neurons and any distance between rows.
-csrc has the ops of an FFN alone; norms, rotary embedding and FP8 are those of plain torch here.
+csrc has the ops of an FFN alone; norms and FP8 are those of plain torch here.
 
 Not here: the choice of backend and autograd (glu.py).
 """
@@ -18,14 +18,13 @@ from torch import Tensor
 
 from slamkern.errors import SlamkernError
 from slamkern.ops import caching_allocator
-from slamkern.ops.reference import quantize_rows, rms_norm, rms_norm_backward, rotary
+from slamkern.ops.reference import quantize_rows, rms_norm, rms_norm_backward
 
 __all__ = [
     "instruction_set",
     "quantize_rows",
     "rms_norm",
     "rms_norm_backward",
-    "rotary",
     "swiglu",
     "swiglu_backward",
     "swiglu_stats",

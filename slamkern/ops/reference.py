@@ -13,7 +13,7 @@ from torch import Tensor
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 OBSERVABLES = ("gate", "hidden")
-NORM_STYLES = ("rounded", "scaled", "offset")  # Llama's, OLMo 2's, Gemma's
+NORM_STYLES = ("llama", "olmo2", "gemma")  # Llama's, OLMo 2's, Gemma's
 _LEAST_SCALE = 2.0**-126
 StatsTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -113,14 +113,14 @@ def swiglu_backward(
 def rms_norm(x: Tensor, weight: Tensor, eps: float, style: str) -> tuple[Tensor, Tensor]:
     """``y`` like ``x`` and ``rstd = 1 / sqrt(mean(x^2) + eps)`` (rows,); x: (rows, width), weight: (width,).
 
-    ``rounded``: ``weight * round(x * rstd)``; ``scaled``: ``round(weight * x * rstd)``; ``offset``:
+    ``llama``: ``weight * round(x * rstd)``; ``olmo2``: ``round(weight * x * rstd)``; ``gemma``:
     ``round((1 + weight) * x * rstd)``, where ``round`` is to the dtype of ``x`` and everything inside is float32.
     """
     wide = _wide(x)
     mean_square = torch.linalg.vector_norm(wide, dim=-1).square_().div_(x.shape[-1])
     rstd = mean_square.add_(eps).rsqrt_()
     normed = wide * rstd[:, None] if wide is x else wide.mul_(rstd[:, None])
-    if style == "rounded":
+    if style == "llama":
         return normed.to(x.dtype).mul_(weight), rstd
     return normed.mul_(_norm_scale(weight, style)).to(x.dtype), rstd
 
@@ -128,11 +128,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, style: str) -> tuple[Tensor,
 def _norm_scale(weight: Tensor, style: str) -> Tensor:
     if style not in NORM_STYLES:
         raise ValueError(f"unknown style of norm {style!r}; known: {' '.join(NORM_STYLES)}")
-    return 1 + _wide(weight) if style == "offset" else _wide(weight)
+    return 1 + _wide(weight) if style == "gemma" else _wide(weight)
 
 
 def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, style: str) -> Tensor:
-    """``dx = rstd * (g - x * rstd^2 * mean(g * x))`` with ``g = grad * weight`` (``1 + weight`` if offset), fresh."""
+    """``dx = rstd * (g - x * rstd^2 * mean(g * x))`` with ``g = grad * weight`` (gemma: ``1 + weight``), fresh."""
     wide = _wide(x)
     dx = _wide(grad) * _norm_scale(weight, style)
     slope = torch.linalg.vecdot(dx, wide).mul_(rstd * rstd / -x.shape[-1])
@@ -142,38 +142,6 @@ def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, sty
 def rms_norm_weight_grad(grad: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
     """``sum over rows of grad * x * rstd``: (width,), float32 (float64 for float64 inputs), in every style."""
     return (_wide(x) * rstd[:, None]).mul_(grad).sum(0)
-
-
-def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Queries and keys turned by their positions (Su et al. 2021, arXiv 2104.09864), halves of a head as pairs.
-
-    ``q``, ``k``: (batch, heads, tokens, width); ``cos``, ``sin``: (batch or 1, tokens, rotated). Of the first
-    ``rotated`` elements of a head, halves x1 and x2: ``y1 = x1 * cos1 - x2 * sin1``, ``y2 = x2 * cos2 + x1 * sin2``;
-    the others stay. ``inverse`` applies the transpose (for gradients). Both come back as ``dtype``, in fresh memory
-    that lies as (batch, tokens, heads, width). Computed in the wider dtype of q and cos, not in float32: rounding a
-    product and then the sum is already once less than ``q * cos + rotate_half(q) * sin``, and casts would cost more.
-    """
-    wide = torch.promote_types(q.dtype, cos.dtype)
-    cos, sin = cos.unsqueeze(1).to(wide), sin.unsqueeze(1).to(wide)
-    return _rotated(q, cos, sin, inverse, dtype), _rotated(k, cos, sin, inverse, dtype)
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, dtype: torch.dtype) -> Tensor:
-    batch, heads, tokens, width = x.shape
-    rotated, half = cos.shape[-1], cos.shape[-1] // 2
-    y = torch.empty(batch, tokens, heads, width, dtype=cos.dtype, device=x.device).transpose(1, 2)
-    y1, y2, x1, x2 = y[..., :half], y[..., half:rotated], x[..., :half], x[..., half:rotated]
-    # Halves of new memory in place: no concatenation, no negated copy.
-    torch.mul(x[..., :rotated], cos, out=y[..., :rotated])
-    y[..., rotated:] = x[..., rotated:]
-    sin1, sin2 = sin[..., :half], sin[..., half:]
-    if inverse:
-        y1.addcmul_(x2, sin2)
-        y2.addcmul_(x1, sin1, value=-1)
-    else:
-        y1.addcmul_(x2, sin1, value=-1)
-        y2.addcmul_(x1, sin2)
-    return y.to(dtype)
 
 
 def quantize_rows(x: Tensor, multiplier: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from slamkern.errors import SlamkernError
 from slamkern.pipeline.sections import RunConfig
 from slamkern.reading import parse_yaml, read_yaml
 
-__all__ = ["SECTIONS", "RunConfig", "build_config", "difference", "load_config"]
+__all__ = ["SECTIONS", "RunConfig", "build_config", "load_config"]
 
 Values = Mapping[str, Mapping[str, Any]]
 NOTHING: Values = MappingProxyType({})
@@ -121,13 +121,3 @@ def _override(text: str) -> Values:
         parsed = value
     # No value is a mapping; what YAML takes for one is text with a colon, such as corpus:
     return {section: {key: value if isinstance(parsed, dict) else parsed}}
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """The first value in which two dumped configurations differ, in words; ``None`` when they agree."""
-    for section, keys in SECTIONS.items():
-        before, after = old.get(section, {}), new.get(section, {})
-        for key in keys:
-            if before.get(key) != after.get(key):
-                return f"{section}.{key} was {before.get(key)!r}, now {after.get(key)!r}"
-    return None

@@ -63,16 +63,18 @@ def run_demo(
     """Run the demo in ``out``, or go on with it; returns the metrics of the run."""
     out = Path(out)
     config = demo_config(out, model, overrides)
-    claimed = run.Run.claim(config, out)
-    if claimed.finished:
-        log.warning("%s holds a finished demo; these are its results. To do it again: rm -r %s", out, out)
-    elif model == "tiny":
+    with run.Run.claim(config, out) as claimed:
+        if claimed.finished:
+            log.warning("%s holds a finished demo; these are its results. To do it again: rm -r %s", out, out)
+            return claimed.results()
+        aligned, held_out = alignment_pairs(config)
         # Questions to be measured on must be new to the model itself, not only to its alignment.
-        unseen = {pair.target for pair in alignment_pairs(config)[1]}
+        unseen = {pair.target for pair in held_out}
 
         def make_model(_: Path) -> None:
             built = build_model(size or ModelSize(), config.evaluate.prompt, unseen, progress=progress)
             export_model(*built, out / "model")
 
-        claimed.stage("model", "model/config.json", make_model)
-    return run.run(config, out, progress=progress)
+        if model == "tiny":
+            claimed.stage("model", "model/config.json", make_model)
+        return run.go_on(claimed, aligned, held_out, progress=progress)

@@ -1,6 +1,6 @@
 """A whole run in one folder: probe, select, measure, train, measure again, report. Straight-line and resumable.
 
-    run.json             configuration and its fingerprint; a folder belongs to one configuration
+    run.json             the record of the folder (see run_folder): configuration, seconds of each stage
     stats.safetensors    what the probe saw          selection.json   which layers are trained and why
     train/               log, checkpoints, delta     evaluation/      before and after: scores, predictions
     metrics.json         every number of the run     report.html      the same to look at, with figures/*.png
@@ -12,17 +12,20 @@ configuration is refused. Whatever interrupts a run, the same command goes on.
 import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from slamkern.data.pairs import Pair
 from slamkern.errors import SlamkernError
 from slamkern.files import write_json
 from slamkern.modules.patch import patch_model
-from slamkern.pipeline.config import RunConfig, difference
+from slamkern.pipeline.config import RunConfig
 from slamkern.pipeline.loading import describe, load_model
 from slamkern.pipeline.stages import alignment_pairs, choose_layers, measure, probe_model
+from slamkern.run_folder import RunFolder
 from slamkern.selection.layers import LayerSelection
 from slamkern.version import __version__
 
@@ -34,40 +37,24 @@ class Run:
     """A folder claimed for a configuration; ``seconds`` says how long each finished stage took."""
 
     config: RunConfig
-    out: Path
-    seconds: dict[str, float] = field(default_factory=dict)
+    folder: RunFolder
 
     @classmethod
-    def claim(cls, config: RunConfig, out: str | Path) -> "Run":
-        """Open ``out`` for this configuration: new, empty, or its own from before; anything else is refused."""
-        out = Path(out)
-        if out.exists() and not out.is_dir():
-            raise SlamkernError(f"{out} is a file; choose a folder for the run")
-        path = out / "run.json"
-        if not path.is_file():
-            if out.is_dir() and any(out.iterdir()):
-                raise SlamkernError(f"{out} is not empty and holds no run; choose another --out")
-            run = cls(config, out)
-            run.save()
-            return run
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            changed = difference(saved["config"], config.model_dump(mode="json"))
-            seconds = dict(saved["seconds"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SlamkernError(f"{path} is not of a slamkern run; choose another --out") from error
-        if changed:
-            raise SlamkernError(f"{out} holds another run: {changed}; choose another --out or the same configuration")
-        return cls(config, out, seconds)
+    @contextmanager
+    def claim(cls, config: RunConfig, out: str | Path) -> Iterator["Run"]:
+        """Hold ``out`` for this configuration: new, empty, or its own from before; anything else is refused."""
+        with RunFolder(out, "pipeline") as folder:
+            folder.claim(config.model_dump(mode="json"))
+            folder.notes.setdefault("seconds", {})
+            yield cls(config, folder)
 
-    def save(self) -> None:
-        values = {
-            "slamkern": __version__,
-            "fingerprint": self.config.fingerprint(),
-            "config": self.config.model_dump(mode="json"),
-            "seconds": self.seconds,
-        }
-        write_json(self.out / "run.json", values)
+    @property
+    def out(self) -> Path:
+        return self.folder.path
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return self.folder.notes["seconds"]
 
     @property
     def finished(self) -> bool:
@@ -80,11 +67,16 @@ class Run:
             log.info("%s: done before", name)
             return path
         log.info("%s ...", name)
+        self.folder.save()
         started = time.perf_counter()
         work(path)
         self.seconds[name] = round(time.perf_counter() - started, 1)
-        self.save()
+        self.folder.save()
         return path
+
+    def results(self) -> dict[str, Any]:
+        """metrics.json of a finished run."""
+        return _metrics(self.out / "metrics.json")
 
 
 def run(config: RunConfig, out: str | Path, *, progress: bool = True) -> dict[str, Any]:
@@ -92,16 +84,20 @@ def run(config: RunConfig, out: str | Path, *, progress: bool = True) -> dict[st
 
     Raises SlamkernError for bad input before any file is written where that can be known, and OSError for a full disk.
     """
+    with Run.claim(config, out) as claimed:
+        if claimed.finished:
+            log.info("%s is finished", out)
+            return claimed.results()
+        return go_on(claimed, *alignment_pairs(config), progress=progress)
+
+
+def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, progress: bool = True) -> dict[str, Any]:
+    """The stages that are still to be done of a run that trains on ``aligned`` and measures on ``held_out``."""
     from slamkern.report.html import write_report
     from slamkern.selection.trainable import apply_selection
     from slamkern.training.loop import train
 
-    aligned, held_out = alignment_pairs(config)
-    claimed = Run.claim(config, out)
-    out = claimed.out
-    if claimed.finished:
-        log.info("%s is finished", out)
-        return _metrics(out / "metrics.json")
+    config, out = claimed.config, claimed.out
     model, tokenizer = load_model(config.model.name, config.model.dtype, config.model.device)
     patch_model(model)
     log.info("%s: %s", config.model.name, describe(model))

@@ -4,8 +4,6 @@ Values are validated strictly: ``true`` is no number and 3 no text. Names (tasks
 whatever needs a file or a model is not.
 """
 
-import hashlib
-import json
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
@@ -140,7 +138,3 @@ class RunConfig(Section):
     select: SelectSection = SelectSection()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateSection = EvaluateSection()
-
-    def fingerprint(self) -> str:
-        """A hash of every value: equal fingerprints, equal results."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]

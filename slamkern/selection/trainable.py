@@ -102,13 +102,13 @@ def _linears(ffn: FFN, projections: Sequence[str]) -> dict[str, str]:
     wanted = set(projections)
     if ffn.kind == "plain" and "gate" in wanted:
         raise SlamkernError(f"{ffn.path} has no gate; train projections from: up down")
-    if ffn.kind == "gated_fused" and len(wanted & {"gate", "up"}) == 1:
+    if ffn.kind == "gate_up" and len(wanted & {"gate", "up"}) == 1:
         raise SlamkernError(
             f"{ffn.path} keeps gate and up in one weight {ffn.up!r}, which is trained whole or not at all;"
             " use projections gate,up,down or down"
         )
     modules = {"gate": ffn.gate, "up": ffn.up, "down": ffn.down}
-    if ffn.kind == "gated_fused":
+    if ffn.kind == "gate_up":
         wanted.discard("gate")
     return {name: modules[name] for name in PROJECTIONS if name in wanted}  # type: ignore[misc]
 

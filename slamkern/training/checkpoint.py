@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
-from slamkern.files import load_tensors, save_tensors
+from slamkern.files import TEMPORARY, load_tensors, save_tensors
 from slamkern.probe.stats import model_signature
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
@@ -180,7 +180,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     ``folder`` must be absent or empty. Its files must be on disk when the block ends (``atomic_write`` sees to it).
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=TEMPORARY))
     try:
         yield temporary
         umask = os.umask(0)

@@ -5,7 +5,7 @@ packed tokens, divided by the supervised tokens of the whole step, so that how a
 matter; clipping by global norm; AdamW on float32 masters; the learning-rate schedule. Only response tokens are
 supervised.
 
-Files in ``output_dir``: see ``run_folder``. A killed run that is resumed ends bitwise where the unbroken one ends (on a
+Files in ``output_dir``: see ``run_log``. A killed run that is resumed ends bitwise where the unbroken one ends (on a
 CPU). One process: nothing here shards a model or a batch.
 """
 
@@ -27,6 +27,7 @@ from slamkern.data.pairs import Pair
 from slamkern.errors import SlamkernError
 from slamkern.modules.packed_attention import packed_attention
 from slamkern.progress import progress_bar
+from slamkern.run_folder import RunFolder
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
 from slamkern.training.batches import mean_loss, padded_positions, plan_steps, sum_loss, supervised_tokens, tokenize
@@ -43,7 +44,7 @@ from slamkern.training.interrupt import GracefulInterrupt
 from slamkern.training.loss import describe_head, read_head
 from slamkern.training.memory_budget import parse_bytes, recomputing
 from slamkern.training.optimizer import MasterAdamW, learning_rate
-from slamkern.training.run_folder import RunFolder, open_run, read_identity, restore_freeze, run_identity
+from slamkern.training.run_log import KIND, RESULTS, RunLog, claim_run, restore_freeze, run_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,21 +76,27 @@ def train(
     """
     config = config or TrainConfig()
     out = None if config.output_dir is None else Path(config.output_dir)
-    _check(model, selection, out, resume)
-    examples = tokenize(pairs, tokenizer, config)
-    unseen = tokenize(held_out, tokenizer, config) if held_out else []
-    lengths = [len(example.input_ids) for example in examples]
-    steps = plan_steps(lengths, config)
-    identity = run_identity(model, examples, unseen, asdict(config))
-    run = RunFolder(None, identity) if out is None else open_run(out, identity, resume=resume)
-    run.write_samples([render_sample(example, tokenizer) for example in examples[:3]])
-    if out is not None and run.finished:
-        log.info("%s is finished; loading its result", out)
-        load_delta(model, out)
-        run.go_back_to(len(steps))
-        return TrainResult.of(model, run.rows, run.held_out, out)
-
+    if resume and out is None:
+        raise SlamkernError("resume=True needs output_dir, the folder of the run to go on with")
     with ExitStack() as stack:
+        folder = None if out is None else stack.enter_context(RunFolder(out, KIND, results=RESULTS))
+        if folder is not None and resume and folder.began and "trained" in folder.settings:
+            restore_freeze(model, folder.settings["trained"], folder.path)
+        _check(model, selection)
+        examples = tokenize(pairs, tokenizer, config)
+        unseen = tokenize(held_out, tokenizer, config) if held_out else []
+        lengths = [len(example.input_ids) for example in examples]
+        steps = plan_steps(lengths, config)
+        settings = run_settings(model, examples, unseen, asdict(config))
+        notes = {"base_model": str(getattr(model.config, "_name_or_path", "")), "examples": len(examples)}
+        run = RunLog(None, settings) if folder is None else claim_run(folder, settings, notes, resume=resume)
+        run.write_samples([render_sample(example, tokenizer) for example in examples[:3]])
+        if out is not None and run.finished:
+            log.info("%s is finished; loading its result", out)
+            load_delta(model, out)
+            run.go_back_to(len(steps))
+            return TrainResult.of(model, run.rows, run.held_out, out)
+
         stack.enter_context(torch.random.fork_rng(devices=cuda_devices(model)))
         torch.manual_seed(config.seed)
         stack.callback(model.train, model.training)
@@ -201,13 +208,9 @@ def train(
     return TrainResult.of(model, run.rows, run.held_out, out)
 
 
-def _check(model: "PreTrainedModel", selection: LayerSelection | None, out: Path | None, resume: bool) -> None:
+def _check(model: "PreTrainedModel", selection: LayerSelection | None) -> None:
     if any(parameter.is_meta for parameter in model.parameters()):
         raise SlamkernError("the model has weights on the meta device, which hold no values; load it before training")
-    if resume and out is None:
-        raise SlamkernError("resume=True needs output_dir, the folder of the run to go on with")
-    if resume and out is not None and (out / "run.json").exists():
-        restore_freeze(model, read_identity(out)["trained"], out)
     trainable = trainable_tensors(model)
     if not trained_parameters(model):
         raise SlamkernError("no parameter requires a gradient; call apply_selection(model, selection) before training")

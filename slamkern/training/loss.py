@@ -14,9 +14,8 @@ model's own head on the supervised rows and ordinary cross entropy. Nothing here
 nothing reduces: losses are sums over tokens, so that the caller can divide by the count of a whole step.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,9 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from slamkern.data.packing import IGNORE, PackedBatch
 from slamkern.errors import SlamkernError
-from slamkern.modules.ffn import FFN
 from slamkern.modules.packed_attention import NAME, packed_attention
-from slamkern.modules.patch import fused_ffns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,16 +60,12 @@ def frozen_head_cross_entropy(
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A linear output head: weight (vocabulary, width), bias (vocabulary,) or None, then scale, then softcap.
-
-    ``last_ffn``: the fused FFN of the last layer, after which no token reads another, so that it may skip some.
-    """
+    """A linear output head: weight (vocabulary, width), bias (vocabulary,) or None, then scale, then softcap."""
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
-    last_ffn: FFN | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (rows, width) -> logits (rows, vocabulary), float32 or wider."""
@@ -130,20 +123,12 @@ def read_head(model: "PreTrainedModel") -> Head | None:
     if config._attn_implementation == NAME:
         borders = torch.tensor([0, 8], dtype=torch.int32, device=ids.device)
         inputs |= {"cu_seqlens": borders, "max_seqlen": 8}
-    # Where the last layer's FFN is not fused, the last fused one feeds an attention.
-    last = [f for f in fused_ffns(model) if f.layer == config.num_hidden_layers - 1 and f.kind == "gated"]
-    skipping = replace(head, last_ffn=last[0]) if last else None
-    rows = torch.tensor([2, 5], device=ids.device)
-    few = None
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             expected = model(**inputs).logits[0].float()
             actual = head.logits(_last_hidden(model, **inputs)[0]).float()
-            if skipping is not None:
-                with _skipping(skipping, rows):
-                    few = head.logits(_last_hidden(model, **inputs)[0, rows]).float()
     finally:
         model.train(was_training)
     # A missed cap of 30 shifts a logit of 1 by 4e-4, a missed multiplier by far more. The bound is a few roundings,
@@ -151,20 +136,7 @@ def read_head(model: "PreTrainedModel") -> Head | None:
     bound = 8 * torch.finfo(module.weight.dtype).eps * float(expected.abs().max())
     if actual.shape != expected.shape or float((actual - expected).abs().max()) > bound:
         return None
-    return skipping if few is not None and float((few - expected[rows]).abs().max()) <= bound else head
-
-
-@contextmanager
-def _skipping(head: Head, rows: Tensor) -> Iterator[None]:
-    """Within the block the last FFN computes these tokens (selected,) alone."""
-    if head.last_ffn is None:
-        yield
-        return
-    head.last_ffn.rows = rows
-    try:
-        yield
-    finally:
-        head.last_ffn.rows = None
+    return head
 
 
 def describe_head(head: Head | None) -> str:
@@ -173,8 +145,7 @@ def describe_head(head: Head | None) -> str:
         return "loss: the model's own output head on the supervised rows (it is trained, or not a plain linear head)"
     cap = "" if head.softcap is None else f", softcap {head.softcap:g}"
     scale = "" if head.scale == 1.0 else f", scale {head.scale:g}"
-    before = "" if head.last_ffn is None else "last FFN and "
-    return f"loss: {before}frozen linear head on the supervised rows, in chunks{scale}{cap}"
+    return f"loss: frozen linear head on the supervised rows, in chunks{scale}{cap}"
 
 
 def packed_loss(
@@ -205,11 +176,7 @@ def _supervised_loss(
     model: "PreTrainedModel", inputs: dict[str, Any], labels: Tensor, head: Head | None, chunk: int
 ) -> Tensor:
     if head is not None:
-        supervised = (labels.flatten() != IGNORE).nonzero().squeeze(1)
-        # Checkpointing runs the FFN again in the backward, after this block.
-        once = not getattr(model, "is_gradient_checkpointing", False)
-        with _skipping(head, supervised) if once else nullcontext():
-            hidden = _last_hidden(model, **inputs)
+        hidden = _last_hidden(model, **inputs)
         return frozen_head_cross_entropy(
             hidden,
             head.weight,

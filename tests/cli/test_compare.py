@@ -18,7 +18,9 @@ def write(folder, right, n=200):
         entry = Prediction(f"mgsm-de-{number}", "de", f"Was ist {number}?", "1", text, 0.0, False)
         lines.append(json.dumps(entry.__dict__) + "\n")
     (folder / "predictions.jsonl").write_text("".join(lines))
-    (folder / "evaluation.json").write_text(json.dumps({"settings": {"task": "mgsm", "prompt": "p"}}))
+    (folder / "evaluation.json").write_text(
+        json.dumps({"kind": "evaluation", "settings": {"task": "mgsm", "prompt": "p"}})
+    )
     return str(folder)
 
 

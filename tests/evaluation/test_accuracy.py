@@ -95,7 +95,7 @@ def test_predictions_of_another_run_are_refused(model, tokenizer, tmp_path):
         "stop": {"stop": ["\n"]},
     }
     for name, options in others.items():
-        with pytest.raises(SlamkernError, match=rf"with {name} .*choose another folder"):
+        with pytest.raises(SlamkernError, match=rf"holds another run: {name} was .*choose another folder"):
             run(model, tokenizer, out=tmp_path, **options)
     other_data = [Question(q.id, q.language, q.question, "77") for q in QUESTIONS]
     with pytest.raises(SlamkernError, match="of other data"):

@@ -51,7 +51,7 @@ def test_a_folder_of_other_or_unknown_settings_is_refused_untouched(tmp_path):
     path = write(tmp_path)
     before = path.read_bytes()
     with (
-        pytest.raises(SlamkernError, match="prompt 'metamath', not 'alpaca'"),
+        pytest.raises(SlamkernError, match="prompt was 'metamath', now 'alpaca'"),
         PredictionLog(tmp_path, {**SETTINGS, "prompt": "alpaca"}),
     ):
         pass

@@ -90,7 +90,7 @@ def test_score_reads_a_file_alone_and_refuses_an_empty_one(tmp_path):
     scores = score(path)
     assert scores.accuracy == {"sw": 100.0} and scores.prompt == scores.task == "unknown"
     (tmp_path / "evaluation.json").write_text(
-        json.dumps({"settings": {"task": "mgsm", "prompt": "chat", "model": "m"}})
+        json.dumps({"kind": "evaluation", "settings": {"task": "mgsm", "prompt": "chat"}, "model": "m"})
     )
     assert (score(path).task, score(path).prompt, score(path).model) == ("mgsm", "chat", "m")
     path.write_text("")

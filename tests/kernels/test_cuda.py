@@ -34,18 +34,6 @@ def test_statistics_at_production_shapes(neurons, layout, activation):
     assert_moments(stats, exact)
 
 
-@pytest.mark.parametrize(("heads", "keys", "width", "rotated"), [(32, 8, 128, 128), (9, 3, 64, 64), (5, 5, 80, 32)])
-@pytest.mark.parametrize("inverse", [False, True])
-def test_rotary_at_production_shapes(heads, keys, width, rotated, inverse):
-    q, k = (normal(2, 2049, n, width, dtype=BF16, seed=n).transpose(1, 2) for n in (heads, keys))
-    cos, sin = (normal(1, 2049, rotated, dtype=BF16, seed=seed) for seed in (1, 2))
-    actual = kernels.rotary(q, k, cos, sin, inverse, BF16)
-    stock = reference.rotary(q, k, cos, sin, inverse, BF16)
-    truth = reference.rotary(q.double(), k.double(), cos.double(), sin.double(), inverse, torch.float64)
-    for one, other, exact in zip(actual, stock, truth, strict=True):
-        assert_as_good(one, other, exact)
-
-
 def test_offsets_past_two_to_the_31st():
     needs_memory(24)
     tokens, neurons = 200_000, 11008
@@ -64,7 +52,6 @@ def test_offsets_past_two_to_the_31st():
 
 def test_captured_in_a_graph_without_waiting_for_the_device():
     gate, up = normal(512, 1024, dtype=BF16), normal(512, 1024, dtype=BF16, seed=1)
-    heads, table = gate.view(1, 512, 16, 64).transpose(1, 2), up[None, :, :64].contiguous()
     ids = language_ids("mixed", 512, 4)
 
     def step():
@@ -72,7 +59,6 @@ def test_captured_in_a_graph_without_waiting_for_the_device():
             kernels.swiglu(gate, up, "silu"),
             *kernels.swiglu_stats(gate, up, ids, 4, "silu", "gate"),
             *kernels.swiglu_backward(up, gate, up, "silu", True),
-            *kernels.rotary(heads, heads, table, table, False, BF16),
         )
 
     step()  # compiles

@@ -15,10 +15,10 @@ import slamkern
 from slamkern.modules.rmsnorm import FusedNorm, Norm, RMSNorm, find_norms, fuse_norm
 from slamkern.ops.dispatch import backends
 
-STOCK = {"rounded": LlamaRMSNorm, "scaled": Olmo2RMSNorm, "offset": Gemma2RMSNorm}
+STOCK = {"llama": LlamaRMSNorm, "olmo2": Olmo2RMSNorm, "gemma": Gemma2RMSNorm}
 BACKENDS = [name for name, reason in backends("cpu").items() if reason is None]
 RMS_FAMILIES = {
-    family: {"qwen3": "rounded", "olmo2": "scaled", "gemma2": "offset", "gemma3": "offset"}.get(family, "rounded")
+    family: {"qwen3": "llama", "olmo2": "olmo2", "gemma2": "gemma", "gemma3": "gemma"}.get(family, "llama")
     for family in FAMILIES
     if family not in ("gpt_neox", "gpt2", "opt", "falcon")
 }
@@ -32,7 +32,7 @@ def stock_norm(style, width=48, dtype=torch.float32, eps=1e-5):
 
 def truth(style, x, weight, eps=1e-5):
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    return normed * (1 + weight if style == "offset" else weight)
+    return normed * (1 + weight if style == "gemma" else weight)
 
 
 def rows(*shape, dtype=torch.float32, seed=0):
@@ -96,11 +96,11 @@ def test_opcheck(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_and_empty_inputs_and_gradients(backend):
-    norm, weight = Norm("", 1e-5, "rounded", backend), rows(8, seed=1)
+    norm, weight = Norm("", 1e-5, "llama", backend), rows(8, seed=1)
     wide = rows(4, 16)
     for x in (wide[:, 4:12], rows(8, 4).T, rows(4, 2, 8).transpose(0, 1), rows(0, 8)):
         y, dx = gradients(lambda x: RMSNorm.apply(x, weight, norm), torch.ones(1).expand(x.shape), x)
-        expected, expected_dx = gradients(lambda x: truth("rounded", x, weight), torch.ones(1).expand(x.shape), x)
+        expected, expected_dx = gradients(lambda x: truth("llama", x, weight), torch.ones(1).expand(x.shape), x)
         torch.testing.assert_close(y, expected)
         torch.testing.assert_close(dx, expected_dx, rtol=1e-5, atol=1e-6)
     x = wide.clone().requires_grad_()
@@ -168,7 +168,7 @@ def test_patching_norms_is_optional_idempotent_and_undone(llama, input_ids):
     keys, classes = list(llama.state_dict()), [type(module) for module in llama.modules()]
     slamkern.patch_model(llama, norms=False)
     assert not any(isinstance(module, FusedNorm) for module in llama.modules())
-    assert "model.norm: can be fused (RMS norm, rounded)" in str(slamkern.explain(llama))
+    assert "model.norm: can be fused (RMS norm, llama)" in str(slamkern.explain(llama))
     for _ in range(2):
         slamkern.patch_model(llama)
         assert sum(isinstance(module, FusedNorm) for module in llama.modules()) == 9

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from slamkern.errors import SlamkernError
-from slamkern.pipeline.config import build_config, difference, load_config
+from slamkern.pipeline.config import load_config
 
 
 def test_file_then_overrides(tmp_path: Path) -> None:
@@ -86,11 +86,3 @@ def test_mistakes_in_an_override(override: str, message: str) -> None:
 def test_missing_file() -> None:
     with pytest.raises(SlamkernError, match=r"no file nowhere\.yaml"):
         load_config("nowhere.yaml")
-
-
-def test_fingerprint_and_difference() -> None:
-    first, same, other = (build_config({"select": {"k": k}}) for k in (3, 3, 4))
-    assert first.fingerprint() == same.fingerprint() != other.fingerprint()
-    dumps = [config.model_dump(mode="json") for config in (first, same, other)]
-    assert difference(dumps[0], dumps[1]) is None
-    assert difference(dumps[0], dumps[2]) == "select.k was 3, now 4"

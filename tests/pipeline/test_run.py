@@ -113,7 +113,7 @@ def test_other_folders_are_refused(finished: Path, model_folder: Path, tmp_path:
     with pytest.raises(SlamkernError, match=r"holds another run: select\.k was 1, now 2"):
         run.run(configuration(model_folder, select={"k": 2}), finished, progress=False)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(SlamkernError, match="not empty and holds no run"):
+    with pytest.raises(SlamkernError, match=r"holds notes\.txt, but no run\.json"):
         run.run(configuration(model_folder), tmp_path, progress=False)
     with pytest.raises(SlamkernError, match="is a file"):
         run.run(configuration(model_folder), tmp_path / "notes.txt", progress=False)

@@ -13,7 +13,6 @@ from slamkern.kernels import (
     launch,
     merge_moments,
     rmsnorm,
-    rope,
 )  # fmt: skip
 
 _STATS = {"language_ptr": "*i32", "count_ptr": "*i32", "mean_ptr": "*fp32", "m2_ptr": "*fp32", "active_ptr": "*i32"}
@@ -87,23 +86,8 @@ def _elementwise() -> dict[str, Case]:
             stats, _pointers("fp32", *matrices) | _STATS, {"ACTIVATION": "silu"} | gate, two[4], (), wide
         ),
         "merge_partials": Case(merge_moments.merge_partials_kernel, merge, {"CONTINUE": True} | blocks, merge_tile),
-        "rms_norm bf16": Case(rmsnorm.rms_norm_kernel, norm, {"STYLE": "rounded"}, row, (), wide),
-        "rms_norm_backward bf16": Case(rmsnorm.rms_norm_backward_kernel, norm, {"STYLE": "rounded"}, row, (), wide),
-    }
-
-
-def _rotary() -> dict[str, Case]:
-    """Heads of 128 rotated whole, and heads of 64 of which 48 are (the backward, whose gradients are bfloat16)."""
-    wide = ("vector_loads", "no_narrow_loads", "vector_stores")
-    types = _pointers("bf16", "q", "k", "cos", "sin", "q_out", "k_out")
-    whole = {"WIDTH": 128, "ROTATED": 128, "BLOCK_P": 1, "INVERSE": False, "HEADS": rope.HEADS}
-    partial = whole | {"WIDTH": 64, "ROTATED": 48, "BLOCK_P": 16, "INVERSE": True}
-    single = types | _pointers("fp32", "cos", "sin")
-    kernel = rope.rotary_kernel
-    return {
-        "rotary bf16": Case(kernel, types, whole, rope.tile_of(128, 2), (), wide),
-        "rotary bf16 fp32 table": Case(kernel, single, whole, rope.tile_of(128, 2), (), wide),
-        "rotary backward bf16 partial": Case(kernel, types, partial, rope.tile_of(48, 2), (), wide),
+        "rms_norm bf16": Case(rmsnorm.rms_norm_kernel, norm, {"STYLE": "llama"}, row, (), wide),
+        "rms_norm_backward bf16": Case(rmsnorm.rms_norm_backward_kernel, norm, {"STYLE": "llama"}, row, (), wide),
     }
 
 
@@ -124,5 +108,5 @@ IMPOSSIBLE = {80: {"quantize_rows": "sm_80 has no e4m3 numbers"}}
 
 def cases(target: int) -> dict[str, Case]:
     """Every kernel and feature at the tile sizes of production, for compute capability ``target / 10``."""
-    every = _elementwise() | _rotary() | _quantization()
+    every = _elementwise() | _quantization()
     return {name: case for name, case in every.items() if name.split()[0] not in IMPOSSIBLE.get(target, {})}

@@ -38,7 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "smollm3": ("SmolLM3Config", _LLAMA_LIKE, "gated", "silu"),
     # Granite multiplies embeddings, residuals and logits, all outside its FFN.
     "granite": ("GraniteConfig", _LLAMA_LIKE | {"residual_multiplier": 0.5, "logits_scaling": 2.0}, "gated", "silu"),
-    "phi3": ("Phi3Config", _LLAMA_LIKE | {"resid_pdrop": 0.0}, "gated_fused", "silu"),
+    "phi3": ("Phi3Config", _LLAMA_LIKE | {"resid_pdrop": 0.0}, "gate_up", "silu"),
     "gpt_neox": ("GPTNeoXConfig", _NEOX_LIKE | {"intermediate_size": 48} | _TOKENS, "plain", "gelu"),
     "gpt2": (
         "GPT2Config",

@@ -44,7 +44,7 @@ def test_one_line_of_metrics_a_step(fit, tmp_path):
     assert all(row["tokens_per_second"] > 0 and row["peak_memory_bytes"] > 0 and row["grad_norm"] > 0 for row in rows)
     samples = (tmp_path / "samples.txt").read_text()
     assert samples.count("[learned") == 3 and "e i n s   0" in samples
-    assert json.loads((tmp_path / "run.json").read_text())["config"]["learning_rate"] == 1e-2
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["config"]["learning_rate"] == 1e-2
 
 
 def test_loss_is_the_mean_over_the_supervised_tokens_of_the_model_itself(fit, tiny_tokenizer):

@@ -3,11 +3,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import slamkern
-from slamkern.data.packing import IGNORE, Example, collate, padded_batch
+from slamkern.data.packing import Example, collate, padded_batch
 from slamkern.errors import SlamkernError
 from slamkern.modules.packed_attention import packed_attention
-from slamkern.training.loss import describe_head, frozen_head_cross_entropy, packed_loss, padded_loss, read_head
+from slamkern.training.loss import frozen_head_cross_entropy, packed_loss, padded_loss, read_head
 
 EXAMPLES = [
     Example((3, 5, 7, 9, 11), (-100, -100, 7, 9, 11), 0),
@@ -142,38 +141,6 @@ def test_a_head_that_does_more_than_the_config_says_is_left_to_the_model():
     model.lm_head.register_forward_hook(lambda module, args, output: output * 1.01)
     assert read_head(model) is None
     torch.testing.assert_close(packed_loss(model, collate(EXAMPLES)), per_sequence_loss(model), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["Llama", "Gemma2", "Phi", "GPTNeoX"])
-@pytest.mark.parametrize("layer", [0, 1])
-def test_the_last_ffn_computes_supervised_tokens_only(kind, layer):
-    """Same loss and gradients, also of that FFN itself; the others have no say in the loss after the last attention."""
-    model = tiny(kind)
-    ffns = [module for module in model.get_decoder().layers[layer].modules() if type(module).__name__.endswith("MLP")]
-    trained = [p.requires_grad_() for p in ffns[0].parameters() if p.dim() == 2]
-    expected = per_sequence_loss(model)
-    gradients = torch.autograd.grad(expected, trained)
-    head = read_head(slamkern.patch_model(model))
-    gated = kind in ("Llama", "Gemma2")
-    assert (head.last_ffn is not None) == gated and ("last FFN" in describe_head(head)) == gated
-    seen = []
-    model.get_decoder().layers[-1].register_forward_hook(lambda *_: seen.append(gated and head.last_ffn.rows.shape[0]))
-    for loss in (
-        packed_loss(model, collate(EXAMPLES), head=head),
-        padded_loss(model, padded_batch(EXAMPLES, pad_id=0), head=head),
-    ):
-        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
-        for actual, gradient in zip(torch.autograd.grad(loss, trained), gradients, strict=True):
-            torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=3e-5)
-    supervised = sum(label != IGNORE for example in EXAMPLES for label in example.labels[1:])
-    assert seen == [gated and supervised] * 2
-    assert not gated or head.last_ffn.rows is None
-
-
-def test_an_ffn_below_the_last_layer_skips_nothing():
-    model = tiny()
-    model.get_decoder().layers[-1].mlp.act_fn = nn.Softplus()  # not a known activation: left alone
-    assert read_head(slamkern.patch_model(model, strict=False)).last_ffn is None
 
 
 def test_a_trained_head_receives_its_gradient():

@@ -1,4 +1,4 @@
-"""The registered ops beside the FFN's (``torch.ops.slamkern``): RMS norms, rotary embedding, quantization to FP8.
+"""The registered ops beside the FFN's (``torch.ops.slamkern``): RMS norms, quantization to FP8.
 
 As in glu.py an implementation only picks the backend and calls it. csrc has none of these: native.py's are plain torch.
 """
@@ -13,10 +13,6 @@ _library.define("rms_norm(Tensor x, Tensor weight, float eps, str style, str bac
 _library.define(
     "rms_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor rstd, str style, str backend) -> Tensor"
 )
-_library.define(
-    "rotary(Tensor q, Tensor k, Tensor cos, Tensor sin, bool inverse, ScalarType dtype, str backend)"
-    " -> (Tensor q, Tensor k)"
-)
 _library.define("quantize_rows(Tensor x, Tensor? multiplier, str backend) -> (Tensor values, Tensor scale)")
 
 
@@ -29,14 +25,6 @@ def _rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, st
     return module.rms_norm_backward(readable(grad), readable(x), weight, rstd, style)
 
 
-def _rotary(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool, dtype: torch.dtype, backend: str
-) -> tuple[Tensor, Tensor]:
-    wider = q if q.dtype.itemsize >= cos.dtype.itemsize else cos
-    module = backend_for(backend, wider.device.type, wider.dtype)
-    return module.rotary(readable(q), readable(k), cos.contiguous(), sin.contiguous(), inverse, dtype)
-
-
 def _quantize_rows(x: Tensor, multiplier: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     return backend_for(backend, x.device.type, x.dtype).quantize_rows(readable(x), multiplier)
 
@@ -44,7 +32,6 @@ def _quantize_rows(x: Tensor, multiplier: Tensor | None, backend: str) -> tuple[
 for _name, _implementation in (
     ("rms_norm", _rms_norm),
     ("rms_norm_backward", _rms_norm_backward),
-    ("rotary", _rotary),
     ("quantize_rows", _quantize_rows),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
@@ -52,7 +39,6 @@ for _name, _implementation in (
 # What the autograd Functions of the package call.
 eager_rms_norm = eager_op("rms_norm", _rms_norm)
 eager_rms_norm_backward = eager_op("rms_norm_backward", _rms_norm_backward)
-eager_rotary = eager_op("rotary", _rotary)
 eager_quantize_rows = eager_op("quantize_rows", _quantize_rows)
 
 
@@ -65,13 +51,6 @@ def _(x, weight, eps, style, backend):  # type: ignore[no-untyped-def]
 @torch.library.register_fake("slamkern::rms_norm_backward", lib=_library)
 def _(grad, x, weight, rstd, style, backend):  # type: ignore[no-untyped-def]
     return _like(x)
-
-
-@torch.library.register_fake("slamkern::rotary", lib=_library)
-def _(q, k, cos, sin, inverse, dtype, backend):  # type: ignore[no-untyped-def]
-    shapes = [(x.shape[0], x.shape[2], x.shape[1], x.shape[3]) for x in (q, k)]
-    q_out, k_out = (torch.empty(shape, dtype=dtype, device=q.device).transpose(1, 2) for shape in shapes)
-    return q_out, k_out
 
 
 @torch.library.register_fake("slamkern::quantize_rows", lib=_library)

@@ -1,6 +1,7 @@
-"""The output folder of one training run: whose it is, what has been logged, where to go on.
+"""The log of one training run and what makes it that run: what is logged, where to go on.
 
-``run.json``       what the run is: config, data hash, model, trained names. Its hash is the run's fingerprint.
+``run.json``       the record of the folder (see ``run_folder``): config, model, trained names, hashes of data and of
+                   frozen weights. Their hash is the run's fingerprint.
 ``samples.txt``    three training examples as the model sees them.
 ``metrics.jsonl``  one line a step. ``held_out.json``  held-out loss before and after, where it was asked for.
 ``checkpoint-N/``  see ``checkpoint``.
@@ -13,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,41 +25,34 @@ from slamkern.data.packing import Example
 from slamkern.errors import SlamkernError
 from slamkern.files import write_json, write_text
 from slamkern.probe.stats import model_signature
+from slamkern.run_folder import RunFolder
 from slamkern.selection.trainable import trained_parameters
 from slamkern.training.checkpoint import DELTA, list_checkpoints
-from slamkern.version import __version__
 
 log = logging.getLogger(__name__)
 
-# What makes two runs the same run; the rest of run.json is for the reader. With the words of the refusal.
-COMPARED = {
-    "config": "configuration",
-    "model": "model type or shape",
-    "trained": "trained tensors",
-    "data": "training data",
-    "held_out": "held-out data",
-    "frozen_weights": "frozen weights",
-}
+KIND = "training"
+RESULTS = ("metrics.jsonl", "checkpoint-*", DELTA)
 # These change what is written and shown, or what is computed twice, not the result.
 WITHOUT_EFFECT = ("logging_steps", "memory_budget", "output_dir", "report_to", "save_steps")
 
 
 @dataclass
-class RunFolder:
-    """A folder claimed by this run, or path None: the same log, kept in memory only.
+class RunLog:
+    """What one training run logs, in memory and in its folder (None: in memory only).
 
-    ``identity`` is run.json; ``rows`` are the lines of metrics.jsonl; ``held_out`` is held_out.json.
+    ``settings`` are what makes two runs the same run; ``rows`` are the lines of metrics.jsonl; ``held_out`` is
+    held_out.json.
     """
 
     path: Path | None
-    identity: dict[str, Any]
+    settings: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
     held_out: dict[str, float] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
-        text = json.dumps({key: self.identity[key] for key in COMPARED}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def finished(self) -> bool:
@@ -129,52 +122,27 @@ class RunFolder:
         return SummaryWriter(str(self.path / "tensorboard"), purge_step=len(self.rows) + 1)
 
 
-def open_run(out: Path, identity: dict[str, Any], *, resume: bool) -> RunFolder:
-    """Claim ``out`` for this run. SlamkernError where it holds another run, or any run unless resume is True."""
-    if out.exists() and not out.is_dir():
-        raise SlamkernError(f"{out} is a file; choose a folder for the output")
-    run = RunFolder(out, identity)
-    began = run.finished or bool(list_checkpoints(out)) or (out / "metrics.jsonl").exists()
-    for stale in out.glob(".checkpoint-*.tmp"):  # a process killed while saving
-        shutil.rmtree(stale)
-    if not began:
-        write_json(out / "run.json", identity)
-        return run
-    if not resume:
-        raise SlamkernError(f"{out} already holds a run; resume it (resume=True) or choose another folder")
-    if not (out / "run.json").exists():
-        raise SlamkernError(f"{out} holds trained weights, but not of a run that can be resumed; choose another folder")
-    difference = _difference(read_identity(out), identity)
-    if difference is not None:
-        raise SlamkernError(f"{out} holds another run: {difference}; choose another folder or use what that run used")
-    return run
+def claim_run(folder: RunFolder, settings: Mapping[str, Any], notes: Mapping[str, Any], *, resume: bool) -> RunLog:
+    """The log of a run in its folder. SlamkernError where another run is there, or any run unless resume is True."""
+    if folder.began and not resume:
+        raise SlamkernError(f"{folder.path} already holds a run; resume it (resume=True) or choose another folder")
+    folder.claim(settings)
+    folder.notes = dict(notes)
+    folder.save()
+    return RunLog(folder.path, folder.settings)
 
 
-def read_identity(out: Path) -> dict[str, Any]:
-    """The run.json of a folder."""
-    try:
-        identity = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SlamkernError(f"{out}/run.json is not JSON ({error}); choose another folder") from error
-    if not isinstance(identity, dict) or not set(COMPARED) <= set(identity):
-        raise SlamkernError(f"{out}/run.json is not of a training run; choose another folder")
-    return identity
-
-
-def run_identity(
+def run_settings(
     model: nn.Module, examples: Sequence[Example], held_out: Sequence[Example], config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What must be equal for two runs to be the same run; call it with the freeze flags set."""
     return {
-        "slamkern_version": __version__,
+        "config": {name: value for name, value in config.items() if name not in WITHOUT_EFFECT},
         "model": model_signature(model.config),
-        "base_model": str(getattr(model.config, "_name_or_path", "")),
         "frozen_weights": _frozen_hash(model),
         "trained": list(trained_parameters(model)),
-        "data": _data_hash(examples),
-        "held_out": _data_hash(held_out),
-        "examples": len(examples),
-        "config": {name: value for name, value in config.items() if name not in WITHOUT_EFFECT},
+        "training_data": _data_hash(examples),
+        "held_out_data": _data_hash(held_out),
     }
 
 
@@ -200,17 +168,6 @@ def restore_freeze(model: nn.Module, trained: Sequence[str], out: Path) -> None:
     log.info("freezing all but the %d tensors that the run in %s trains", len(saved), out)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in saved)
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    for key in (*old["config"], *new["config"]):
-        before, now = old["config"].get(key), new["config"].get(key)
-        if json.dumps(before) != json.dumps(now):  # tuples become lists in JSON
-            return f"its {key} is {before}, here it is {now}"
-    for key, words in COMPARED.items():
-        if key != "config" and old.get(key) != new[key]:
-            return f"its {words} differ from the ones given"
-    return None
 
 
 def _data_hash(examples: Sequence[Example]) -> str:

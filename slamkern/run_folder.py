@@ -1,0 +1,141 @@
+"""A folder that belongs to one configuration: the same one goes on in it, any other is refused, one process at a time.
+
+The record of a folder (``run.json``, or another name) is a JSON object: ``slamkern_version``, ``kind`` (what is in the
+folder), ``settings`` (what must be equal for the work to go on) and whatever was noted beside them. A folder belongs to
+its settings as soon as it holds a result; the record is written before the first one.
+"""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from slamkern.errors import SlamkernError
+from slamkern.files import TEMPORARY, write_json
+from slamkern.version import __version__
+
+LOCK = ".lock"
+_OURS = ("slamkern_version", "kind", "settings")
+
+
+class RunFolder:
+    """Context manager: from entering to leaving, no other process works in the folder.
+
+    kind: "pipeline", "training" or "evaluation". record: the name of its record. results: globs of the files that say
+    that work has begun. ``settings`` are those of the record found, and those claimed afterwards; ``notes`` are the
+    other values of the record. A folder in which nothing was written is removed at the end if it was not there before.
+    """
+
+    def __init__(self, path: str | Path, kind: str, *, record: str = "run.json", results: Sequence[str] = ("*",)):
+        self.path, self.kind = Path(path), kind
+        self.record = self.path / record
+        self.settings: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {}
+        self._results = results
+        self._lock = FileLock(self.path / LOCK, timeout=0)
+        self._new = False
+
+    def __enter__(self) -> "RunFolder":
+        if self.path.exists() and not self.path.is_dir():
+            raise SlamkernError(f"{self.path} is a file; choose a folder for the output")
+        self._new = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            owner = (self.path / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
+            raise SlamkernError(
+                f"{self.path} is in use by {owner}; wait until it is done or choose another folder"
+            ) from None
+        (self.path / LOCK).write_text(_process(), encoding="utf-8")
+        try:
+            if self.record.is_file():
+                self.settings, self.notes = read_record(self.record, self.kind)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # While the lock is held: whoever has opened the file by now finds it without a name, and opens a new one.
+        (self.path / LOCK).unlink(missing_ok=True)
+        self._lock.release()
+        if self._new and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    @property
+    def began(self) -> bool:
+        """Whether the folder holds results."""
+        return self._first_result() is not None
+
+    def claim(self, settings: Mapping[str, Any]) -> None:
+        """Go on with this folder or begin in it. SlamkernError, with nothing changed, where other settings were used.
+
+        What a killed process left half-written is removed.
+        """
+        wanted = json.loads(json.dumps(settings, allow_nan=False))  # as they are read back: no tuples
+        found = self._first_result()
+        if found is not None and not self.record.is_file():
+            raise SlamkernError(
+                f"{self.path} holds {found.name}, but no {self.record.name} that says what it was made with;"
+                " choose another folder"
+            )
+        if found is not None and (change := difference(self.settings, wanted)):
+            raise SlamkernError(
+                f"{self.path} holds another run: {change}; choose another folder or use what that run used"
+            )
+        if found is None:
+            self.notes = {}
+        self.settings = wanted
+        for path in [*self.path.glob(f".*{TEMPORARY}")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def save(self) -> None:
+        """Write the record: settings and notes."""
+        write_json(
+            self.record,
+            {"slamkern_version": __version__, "kind": self.kind, "settings": self.settings, **self.notes},
+        )
+
+    def _first_result(self) -> Path | None:
+        paths = (path for pattern in self._results for path in sorted(self.path.glob(pattern)))
+        return next((path for path in paths if path != self.record and not path.name.startswith(".")), None)
+
+
+def read_record(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings, notes) of a record. SlamkernError where it is none, or one of another kind."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SlamkernError(f"{path} is not JSON ({error}); choose another folder") from error
+    if not isinstance(values, dict) or values.get("kind") != kind or not isinstance(values.get("settings"), dict):
+        found = values.get("kind") if isinstance(values, dict) else None
+        what = f"of a slamkern {found} run" if isinstance(found, str) else "the record of a slamkern run"
+        raise SlamkernError(f"{path} is {'not ' if what.startswith('the') else ''}{what}; expected one of kind {kind}")
+    return values["settings"], {name: value for name, value in values.items() if name not in _OURS}
+
+
+def difference(old: Any, new: Any, name: str = "") -> str | None:
+    """The first value in which two trees of JSON values differ, in words; None where they agree."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in (*old, *(key for key in new if key not in old)):
+            if found := difference(old.get(key), new.get(key), f"{name}.{key}" if name else str(key)):
+                return found
+        return None
+    return None if json.dumps(old) == json.dumps(new) else f"{name} was {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]} ... ({len(text)} characters)"
+
+
+def _process() -> str:
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]])[:80]
+    return f"process {os.getpid()} on {platform.node()} ({command})"
