@@ -18,10 +18,10 @@ goals      goals against what was measured
 =========  ===========================================================================================
 
 The headline comes first: a borrowed GPU may be gone after it. A stage is ended at its limit and keeps the rows it has
-written, and it only starts where the whole of its limit is left of ``--minutes``, so a run never takes longer than that.
+written, and it only starts where the whole of its limit is left of ``--minutes``: a run never takes longer than that.
 What did not start is named with the command that runs it: ``--minutes 9.5`` and that command, again and again, measure
-everything in calls of at most ten minutes (``schedule`` computes them). Rows go to ``benchmarks/results/<device>.json``;
-exit status 1 if any stage failed.
+everything in calls of at most ten minutes (``schedule`` computes them). Rows go to benchmarks/results/<device>.json.
+Exit status 1 if any stage failed.
 """
 
 import argparse
@@ -174,9 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     show(str(results.path_of(device, folder)), rows, ("stage", "status", "seconds", "note"))
     if waiting:
         longest = max(LIMITS[stage] for stage in waiting)
-        print(
-            f"no time was left for {len(waiting)} stages, which may take up to {longest:g} minutes each; they are run by"
-        )
+        print(f"no time was left for {len(waiting)} stages, of up to {longest:g} minutes each; they are run by")
         print(f"python -m benchmarks.gpu --minutes {max(options.minutes, longest):g} --only {' '.join(waiting)}")
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 

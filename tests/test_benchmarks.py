@@ -139,7 +139,7 @@ def test_every_call_takes_ten_minutes_at_most_even_if_every_stage_overruns(tmp_p
     assert calls[0] == ["build", "ceilings", "headline"]
     assert set(calls[-1]) == set(gpu.LIMITS)
     assert len(calls) == len(gpu.schedule(9.5)) <= 7
-    with pytest.raises(ValueError, match="may take 9.0 minutes, more than the 8"):
+    with pytest.raises(ValueError, match=r"may take 9\.0 minutes, more than the 8"):
         gpu.schedule(8)
 
 
