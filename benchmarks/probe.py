@@ -16,6 +16,7 @@ slamkern               the same over packed batches, as ``collect_stats`` runs i
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,15 @@ from benchmarks.results import Row as ResultRow
 from benchmarks.stage import Stage, show
 from benchmarks.timing import Case, interleaved
 from slamkern import patch_model, record_stats
+from slamkern.data.packing import Example, PackedBatch, PaddedBatch
 from slamkern.data.synthetic import LANGUAGES, generate
 from slamkern.data.tasks import load_task
+from slamkern.data.tokenization import tokenize_texts
 from slamkern.errors import SlamkernError
 from slamkern.modules.packed_attention import packed_attention
 from slamkern.modules.patch import fused_ffns
 from slamkern.pipeline.loading import load_model
-from slamkern.probe.collect import Batch, Row, packed, padded, tokenize
+from slamkern.probe.collect import probe_batches, probe_inputs
 from slamkern.probe.recorder import Recorder
 
 MGSM = Path(__file__).resolve().parents[2] / "shared" / "data" / "mgsm"
@@ -103,12 +106,26 @@ class HookStatistics:
         return add
 
 
-def measure(stage: Stage, model: nn.Module, rows: list[Row], budget: int, rounds: int, about: ResultRow) -> None:
+@dataclass(frozen=True)
+class Batch:
+    """What a model is called with, and the language of each of its tokens, all on one device."""
+
+    inputs: dict[str, Any]
+    language_ids: Tensor
+
+    @classmethod
+    def of(cls, batch: PackedBatch | PaddedBatch, device: torch.device) -> "Batch":
+        return cls(probe_inputs(batch, device), batch.language_ids.to(device))
+
+
+def measure(
+    stage: Stage, model: nn.Module, examples: list[Example], budget: int, rounds: int, about: ResultRow
+) -> None:
     """One result row a variant, ``about`` in each: the median time of a pass over all texts."""
     device = next(model.parameters()).device
     layouts = {
-        "padded": [_on(device, b) for b in padded(rows, budget)],
-        "packed": [_on(device, b) for b in packed(rows, budget)],
+        name: [Batch.of(b, device) for b in probe_batches(examples, budget, packing=name == "packed")]
+        for name in ("padded", "packed")
     }
     unpadded, hooked = twin(model), twin(model)
     recorded, recorded_packed = patch_model(twin(model)), patch_model(twin(model))
@@ -116,7 +133,7 @@ def measure(stage: Stage, model: nn.Module, rows: list[Row], budget: int, rounds
     hooks = HookStatistics(hooked, [f"{f.path}.{f.act}" for f in ffns], len(LANGUAGES), ffns[0].neurons)
 
     def forward(which: Any, batch: Batch) -> None:
-        which.base_model(**batch.inputs, use_cache=False)
+        which.base_model(**batch.inputs)
 
     def plainly(which: Any, layout: str, _: None) -> None:
         for batch in layouts[layout]:
@@ -163,11 +180,6 @@ def measure(stage: Stage, model: nn.Module, rows: list[Row], budget: int, rounds
     stage.save()
 
 
-def _on(device: torch.device, batch: Batch) -> Batch:
-    inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.inputs.items()}
-    return Batch(inputs, batch.language_ids.to(device), batch.group_ids.to(device))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     stage = Stage("probe", __doc__.splitlines()[0], argv)
     torch.manual_seed(0)
@@ -177,14 +189,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         per_language, budget, rounds = 1, 4096, 1
     name, model, tokenizer = model_of(stage.device, stage.dry)
     source, texts = texts_of(per_language)
-    rows = tokenize(tokenizer, texts, max_length=1024, groups=0)
+    examples = tokenize_texts(texts, tokenizer, max_length=1024)
     about = {
         "model": name,
         "texts": source,
         "languages": len(LANGUAGES),
-        "real_tokens": sum(len(row.input_ids) for row in rows),
+        "real_tokens": sum(len(example.input_ids) for example in examples),
     }
-    measure(stage, model, rows, budget, rounds, about)
+    measure(stage, model, examples, budget, rounds, about)
     show(f"probe on {stage.device}", stage.rows, COLUMNS)
     return 0
 

@@ -33,8 +33,9 @@ from benchmarks.operations import Workload, products
 from benchmarks.shapes import TINY
 from benchmarks.timing import Case, interleaved
 from slamkern import record_stats
+from slamkern.data.tokenization import tokenize_texts
 from slamkern.ops.dispatch import backends
-from slamkern.probe.collect import padded, tokenize
+from slamkern.probe.collect import probe_batches
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -180,11 +181,11 @@ def test_hook_baseline_counts_what_the_recorder_counts():
     assert all(a is b for a, b in zip(model.parameters(), hooked.parameters(), strict=True))
     hooks = probe.HookStatistics(hooked, [f"model.layers.{i}.mlp.act_fn" for i in range(2)], len(texts), 48)
     with record_stats(recorded, list(texts)) as recorder, torch.inference_mode():
-        for batch in padded(tokenize(tokenizer, texts, 1024, 0), 512):
+        for batch in probe_batches(tokenize_texts(texts, tokenizer, max_length=1024), 512, packing=False):
             hooks.language_ids = batch.language_ids
-            hooked.base_model(**batch.inputs, use_cache=False)
+            hooked.base_model(input_ids=batch.input_ids, use_cache=False)
             with recorder.tokens(batch.language_ids):
-                recorded.base_model(**batch.inputs, use_cache=False)
+                recorded.base_model(input_ids=batch.input_ids, use_cache=False)
     stats = recorder.stats
     for layer, (total, squares, active) in enumerate(hooks.totals):
         count, mean = stats.count[:, None].double(), stats.mean[:, layer]

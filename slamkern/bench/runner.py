@@ -85,9 +85,10 @@ class Runner:
         """The parts of the mean over the ``supervised`` tokens of the step that this micro-batch has."""
         device = self.model.device
         if self.variant.layout != "packed":
-            padded, size = padded_batch(batch, 0), self.settings.micro_batch_size or len(batch)
-            for rows in zip(*(tensor.to(device).split(size) for tensor in padded.values()), strict=True):
-                inputs = dict(zip(padded, rows, strict=True))
+            padded, size = padded_batch(batch, pad_id=0).to(device), self.settings.micro_batch_size or len(batch)
+            for first in range(0, len(batch), size):
+                part = slice(first, first + size)
+                inputs = {name: getattr(padded, name)[part] for name in ("input_ids", "attention_mask", "labels")}
                 yield self.model(**inputs, use_cache=False, num_items_in_batch=supervised).loss
             return
         packed = collate(batch).to(device)

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from slamkern.data.packing import IGNORE, Example, pack_plan, tokenize_pairs
+from slamkern.data.packing import IGNORE, Example, pack_plan
 from slamkern.data.pairs import load_pairs
 from slamkern.data.prompts import get_prompt
+from slamkern.data.tokenization import tokenize_pairs
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.loading import SMOLLM2_PACKAGE, load_model
 
@@ -116,11 +117,8 @@ def real_pairs(
     if len(available) < steps * pairs:
         raise SlamkernError(f"{where} has {len(available)} pairs; {steps} steps of {pairs} need {steps * pairs}")
     random.Random(seed).shuffle(available)
-    languages = sorted({pair.source_language for pair in available})
     wanted = available[: steps * pairs + 64]  # a few more: some may be too long
-    examples, _ = tokenize_pairs(
-        wanted, tokenizer, get_prompt("alpaca", tokenizer), max_length=max_length, languages=languages
-    )
+    examples, _ = tokenize_pairs(wanted, tokenizer, get_prompt("alpaca", tokenizer), max_length=max_length)
     if len(examples) < steps * pairs:
         raise SlamkernError(f"only {len(examples)} of {len(wanted)} pairs of {where} fit into {max_length} tokens")
     folded = [_fold(example, vocabulary) for example in examples]
@@ -136,7 +134,7 @@ def even_lengths(length: int, tokens: int, vocabulary: int, *, steps: int, super
 
     def example() -> Example:
         ids = tuple(generator.randrange(vocabulary) for _ in range(length))
-        return Example(ids, (*[IGNORE] * prompt, *ids[prompt:]), 0)
+        return Example(ids, (*[IGNORE] * prompt, *ids[prompt:]))
 
     count = max(1, tokens // length)
     return Workload([[example() for _ in range(count)] for _ in range(steps)], f"{length} tokens each", "random ids")
@@ -145,7 +143,7 @@ def even_lengths(length: int, tokens: int, vocabulary: int, *, steps: int, super
 def _fold(example: Example, vocabulary: int) -> Example:
     ids = tuple(token % vocabulary for token in example.input_ids)
     labels = tuple(label if label == IGNORE else label % vocabulary for label in example.labels)
-    return Example(ids, labels, example.language)
+    return Example(ids, labels)
 
 
 def micro_batches(

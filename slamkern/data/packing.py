@@ -1,24 +1,23 @@
-"""Token sequences, and token-budget batches of them without padding.
+"""Token sequences, and token-budget batches of them: packed without padding, or padded where a model needs that.
 
-A packed batch is one row of T tokens that holds S whole sequences one after another; ``cu_seqlens`` (S+1) marks their
-borders, ``position_ids`` restart at each border and ``attention`` confines each token to its own sequence. Labels
+A packed batch is one row of T tokens that holds S whole sequences one after another; ``cu_seq_lens`` (S+1) marks their
+borders, ``position_ids`` restart at each border and packed attention confines each token to its own sequence. Labels
 follow the Hugging Face convention (label i belongs to token i; the model shifts), -100 where there is no loss. The
 first token of a sequence never has a label, so that the last token of the sequence before it predicts nothing.
 
-This file knows neither models nor losses.
+Everything that a step needs to know about a batch is computed here, on the host: to look for it on a GPU (which tokens
+have a loss, how long is the longest sequence) would stall that GPU twice a micro-batch.
 """
 
 import random
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
+from torch import Tensor
 
-from slamkern.data.pairs import Pair
-from slamkern.data.prompts import Prompt, encode_prompts
 from slamkern.errors import SlamkernError
 
 IGNORE = -100
@@ -26,91 +25,95 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence: token ids, labels (-100 outside the response, not shifted) and the index of its language."""
+    """One sequence: token ids, labels (-100 where there is no loss, not shifted), and whose statistics it counts in.
+
+    ``language_ids``: for each token the index of its language, -1 to leave it out (special tokens); empty leaves out
+    all. ``group``: the group of questions it belongs to.
+    """
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
-    language: int
+    language_ids: tuple[int, ...] = ()
+    group: int = 0
 
 
-@dataclass(frozen=True)
-class PackedBatch:
-    """S sequences in one row of T tokens; see the module docstring.
+class _Batch:
+    """What both kinds of batch can do."""
 
-    ``input_ids``, ``labels``, ``position_ids``: (1, T) int64. ``cu_seqlens``: (S + 1,) int32. ``language_ids``:
-    (1, T) int32, -1 for padding. ``num_supervised`` counts the labels, ``num_tokens`` the tokens that are not padding.
-    """
+    labels: Tensor
 
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    position_ids: torch.Tensor
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
-    language_ids: torch.Tensor
-    num_supervised: int
-    num_tokens: int
-
-    def to(self, device: torch.device | str) -> "PackedBatch":
+    def to(self, device: torch.device | str) -> Self:
         """The same batch on ``device``."""
-        names = ("input_ids", "labels", "position_ids", "cu_seqlens", "language_ids")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        moved = {n: t.to(device, non_blocking=True) for n, t in tensors.items() if isinstance(t, Tensor)}
+        return replace(self, **moved)  # type: ignore[type-var]
 
     @property
-    def model_inputs(self) -> dict[str, Any]:
-        """What a model inside ``attention.packed_attention`` is called with."""
-        return {
-            "input_ids": self.input_ids,
-            "position_ids": self.position_ids,
-            "cu_seqlens": self.cu_seqlens,
-            "max_seqlen": self.max_seqlen,
-            "use_cache": False,
-        }
-
-    @property
-    def shift_labels(self) -> torch.Tensor:
-        """(1, T) int64: at each token the label of the next one of the same sequence, -100 at its last token."""
+    def shift_labels(self) -> Tensor:
+        """At each token the label of the next one of its sequence, -100 at the last; the shape of ``input_ids``."""
         shifted = torch.full_like(self.labels, IGNORE)
         shifted[:, :-1] = self.labels[:, 1:]
         return shifted
 
 
-def tokenize_pairs(
-    pairs: Sequence[Pair],
-    tokenizer: Any,
-    prompt: Prompt,
-    *,
-    max_length: int = 1024,
-    languages: Sequence[str],
-) -> tuple[list[Example], dict[str, int]]:
-    """Examples in the order of ``pairs``, and how many pairs of each language were dropped as longer than max_length.
+@dataclass(frozen=True)
+class PackedBatch(_Batch):
+    """S sequences in one row of T tokens; see the module docstring.
 
-    Prompt and response are tokenised apart and their ids joined. Tokenised as one text, a merge could straddle the
-    border: the first response token would then carry part of the prompt, the label mask would be off by that piece,
-    and the prompt's ids would differ from those that generation starts from. The response ends with EOS, which is
-    learned. ``Example.language`` is the index of the pair's source language in ``languages``.
+    ``input_ids``, ``labels``, ``position_ids``: (1, T) int64. ``cu_seq_lens``: (S + 1,) int32; ``max_length``: of the
+    longest sequence. ``token_indices``: (n,) int64, the tokens whose next one has a label. ``language_ids``,
+    ``group_ids``: (1, T) int32, see :class:`Example`.
     """
-    index = {code: position for position, code in enumerate(languages)}
-    unknown = sorted({pair.source_language for pair in pairs} - set(index))
-    if unknown:
-        raise SlamkernError(f"pairs in {' '.join(unknown)}, but the languages of the run are {' '.join(languages)}")
-    if tokenizer.eos_token_id is None:
-        raise SlamkernError("the tokenizer has no EOS token, so a response would have no end; set tokenizer.eos_token")
-    texts = [prompt.translation(pair) for pair in pairs]
-    prompts = encode_prompts([text for text, _ in texts], tokenizer)
-    responses = tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"] if texts else []
 
-    examples = []
-    dropped = {code: 0 for code in languages}
-    for pair, before, after in zip(pairs, prompts, responses, strict=True):
-        after = [*after, tokenizer.eos_token_id]
-        if len(before) + len(after) > max_length:
-            dropped[pair.source_language] += 1
-            continue
-        labels = (*[IGNORE] * len(before), *after)
-        examples.append(Example((*before, *after), labels, index[pair.source_language]))
-    if not examples:
-        raise SlamkernError(f"none of the {len(pairs)} pairs fits into max_length={max_length} tokens")
-    return examples, dropped
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    cu_seq_lens: Tensor
+    max_length: int
+    token_indices: Tensor
+    language_ids: Tensor
+    group_ids: Tensor
+
+    @property
+    def model_inputs(self) -> dict[str, Any]:
+        """What a model with packed attention is called with, in the words of transformers' flash attention."""
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "cu_seq_lens_q": self.cu_seq_lens,
+            "cu_seq_lens_k": self.cu_seq_lens,
+            "max_length_q": self.max_length,
+            "max_length_k": self.max_length,
+            "use_cache": False,
+        }
+
+    @property
+    def logits_to_keep(self) -> Tensor:
+        """(n,) int64: the positions at which some row has a loss."""
+        return self.token_indices
+
+
+@dataclass(frozen=True)
+class PaddedBatch(_Batch):
+    """S sequences padded on the right to the longest, L.
+
+    ``input_ids``, ``attention_mask``, ``labels``: (S, L) int64. ``token_indices``: (n,) int64 into the flattened
+    tokens, those whose next one has a label; ``logits_to_keep``: the positions in a row that occur among them.
+    ``language_ids``, ``group_ids``: (S, L) int32, -1 and 0 for padding.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    token_indices: Tensor
+    logits_to_keep: Tensor
+    language_ids: Tensor
+    group_ids: Tensor
+
+    @property
+    def model_inputs(self) -> dict[str, Any]:
+        """What a model is called with."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "use_cache": False}
 
 
 def pack_plan(lengths: Sequence[int], tokens_per_batch: int, seed: int, epoch: int) -> list[list[int]]:
@@ -146,63 +149,63 @@ def pack_plan(lengths: Sequence[int], tokens_per_batch: int, seed: int, epoch: i
     return batches
 
 
-def collate(examples: Sequence[Example], pad_to: int | None = None) -> PackedBatch:
-    """Pack ``examples`` into one row; with ``pad_to``, fill up to that many tokens (fixed shapes for CUDA graphs).
+def pad_plan(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Batches of indices into ``lengths``, longest first, each at most ``tokens_per_batch`` padded (or one sequence).
 
-    The padding is one more sequence of token 0, position 0, language -1, without labels.
+    Sequences of similar length lie together, so that there is little padding; what does not fit into memory shows in
+    the first batch.
     """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens_per_batch:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def collate(examples: Sequence[Example]) -> PackedBatch:
+    """Pack ``examples`` into one row."""
     if not examples:
         raise SlamkernError("nothing to pack: no examples")
     lengths = [len(example.input_ids) for example in examples]
-    total = sum(lengths)
-    padding = 0 if pad_to is None else pad_to - total
-    if padding < 0:
-        raise SlamkernError(f"{total} tokens do not fit into pad_to={pad_to}")
-    ids = [token for example in examples for token in example.input_ids] + [0] * padding
-    labels = [label for example in examples for label in (IGNORE, *example.labels[1:])] + [IGNORE] * padding
-    positions = [position for length in lengths for position in range(length)] + [0] * padding
-    languages = [example.language for example in examples for _ in example.input_ids] + [-1] * padding
-    borders = lengths + ([padding] if padding else [])
+    labels = [label for example in examples for label in (IGNORE, *example.labels[1:])]
     return PackedBatch(
-        input_ids=torch.tensor([ids], dtype=torch.int64),
-        labels=torch.tensor([labels], dtype=torch.int64),
-        position_ids=torch.tensor([positions], dtype=torch.int64),
-        cu_seqlens=torch.tensor([0, *borders], dtype=torch.int32).cumsum(0, dtype=torch.int32),
-        max_seqlen=max(borders),
-        language_ids=torch.tensor([languages], dtype=torch.int32),
-        num_supervised=sum(label != IGNORE for label in labels),
-        num_tokens=total,
+        input_ids=torch.tensor([[token for example in examples for token in example.input_ids]]),
+        labels=torch.tensor([labels]),
+        position_ids=torch.tensor([[position for length in lengths for position in range(length)]]),
+        cu_seq_lens=torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+        max_length=max(lengths),
+        token_indices=torch.tensor([i - 1 for i, label in enumerate(labels) if label != IGNORE], dtype=torch.int64),
+        language_ids=torch.tensor([[i for example in examples for i in _language_ids(example)]], dtype=torch.int32),
+        group_ids=torch.tensor([[example.group for example in examples for _ in example.input_ids]], dtype=torch.int32),
     )
 
 
-def padded_batch(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:
-    """The same examples right-padded: ``input_ids``, ``attention_mask``, ``labels``, each (examples, longest) int64.
-
-    For models without packed attention and for the baselines of the benchmarks.
-    """
+def padded_batch(examples: Sequence[Example], pad_id: int) -> PaddedBatch:
+    """The same examples padded on the right: for models without packed attention and for the benchmarks' baselines."""
     if not examples:
         raise SlamkernError("nothing to batch: no examples")
     longest = max(len(example.input_ids) for example in examples)
-    shape = (len(examples), longest)
-    batch = {
-        "input_ids": torch.full(shape, pad_id, dtype=torch.int64),
-        "attention_mask": torch.zeros(shape, dtype=torch.int64),
-        "labels": torch.full(shape, IGNORE, dtype=torch.int64),
-    }
-    for row, example in enumerate(examples):
-        length = len(example.input_ids)
-        batch["input_ids"][row, :length] = torch.tensor(example.input_ids)
-        batch["attention_mask"][row, :length] = 1
-        batch["labels"][row, :length] = torch.tensor((IGNORE, *example.labels[1:]))
-    return batch
+
+    def rows(values: Sequence[Sequence[int]], padding: int, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([[*row, *[padding] * (longest - len(row))] for row in values], dtype=dtype)
+
+    labels = rows([(IGNORE, *example.labels[1:]) for example in examples], IGNORE, torch.int64)
+    sequence, position = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
+    return PaddedBatch(
+        input_ids=rows([example.input_ids for example in examples], pad_id, torch.int64),
+        attention_mask=rows([[1] * len(example.input_ids) for example in examples], 0, torch.int64),
+        labels=labels,
+        token_indices=sequence * longest + position,
+        logits_to_keep=position.unique(),
+        language_ids=rows([_language_ids(example) for example in examples], -1, torch.int32),
+        group_ids=rows([[example.group] * len(example.input_ids) for example in examples], 0, torch.int32),
+    )
 
 
-def render_sample(example: Example, tokenizer: Any) -> str:
-    """The example as text for a person to check: what is only read, and what is learned, with token counts."""
-    parts = []
-    tokens = zip(example.input_ids, example.labels, strict=True)
-    for learned, run in groupby(tokens, key=lambda item: item[1] != IGNORE):
-        ids = [token for token, _ in run]
-        heading = "learned" if learned else "read, no loss"
-        parts.append(f"[{heading}: {len(ids)} tokens]\n{tokenizer.decode(ids, skip_special_tokens=False)}")
-    return "\n".join(parts)
+def _language_ids(example: Example) -> Sequence[int]:
+    ids = example.language_ids or (-1,) * len(example.input_ids)
+    if len(ids) != len(example.input_ids):
+        raise SlamkernError(f"an example of {len(example.input_ids)} tokens has {len(ids)} language ids")
+    return ids

@@ -1,21 +1,21 @@
 """What alignment did to the language model itself: translation into English, and English text kept.
 
 Losses are means over supervised tokens in nats: the sum over all tokens divided by their number, so they do not depend
-on how sequences are batched. Sequences run right-padded in batches sorted by length (hardly any padding, and every
-model can do it). chrF is that of sacrebleu (Popovic 2015; character 6-grams, beta 2) over greedy translations, from 0
-to 100.
+on how sequences are batched: they are the held-out losses of training (``training.batches.mean_loss``). chrF is that
+of sacrebleu (Popovic 2015; character 6-grams, beta 2) over greedy translations, from 0 to 100.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from slamkern.data.packing import IGNORE, Example, padded_batch, tokenize_pairs
+from slamkern.data.packing import IGNORE, Example
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import Prompt, encode_prompts, get_prompt
+from slamkern.data.tokenization import tokenize_pairs
 from slamkern.errors import SlamkernError
-from slamkern.evaluation.generation import evaluating, generate, plan_batches
+from slamkern.evaluation.generation import generate
 from slamkern.progress import progress_bar
-from slamkern.training.loss import padded_loss, read_head
+from slamkern.training.batches import mean_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,8 +51,8 @@ def translation_quality(
     quality: dict[str, dict[str, float]] = {}
     for code in languages:
         chosen = [pair for pair in pairs if pair.source_language == code]
-        examples, _ = tokenize_pairs(chosen, tokenizer, prompt, max_length=max_length, languages=languages)
-        quality[code] = {"loss": mean_loss(model, tokenizer, examples, batch_tokens=batch_tokens)}
+        examples, _ = tokenize_pairs(chosen, tokenizer, prompt, max_length=max_length)
+        quality[code] = {"loss": mean_loss(model, examples, tokens_per_batch=batch_tokens)}
     if chrf is None:
         return quality
     # All languages in one pass: the batches are fuller and the longest prompts of all come first.
@@ -90,30 +90,10 @@ def english_retention(
     one, otherwise the first token of the text). Texts are cut at ``max_length`` tokens.
     """
     rows = [row[:max_length] for row in encode_prompts(list(texts), tokenizer)]
-    examples = [Example(tuple(row), (IGNORE, *row[1:]), 0) for row in rows if len(row) > 1]
+    examples = [Example(tuple(row), (IGNORE, *row[1:])) for row in rows if len(row) > 1]
     if not examples:
         raise SlamkernError(f"none of the {len(rows)} texts has two tokens: there is nothing to predict")
-    return mean_loss(model, tokenizer, examples, batch_tokens=batch_tokens)
-
-
-def mean_loss(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    examples: Sequence[Example],
-    *,
-    batch_tokens: int = 8192,
-) -> float:
-    """Mean loss over the supervised tokens of ``examples``; a batch holds at most ``batch_tokens`` padded tokens."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    total, tokens = 0.0, 0
-    with evaluating(model):
-        head = read_head(model)
-        for batch in plan_batches([len(example.input_ids) for example in examples], batch_tokens):
-            inputs = padded_batch([examples[index] for index in batch], pad)
-            tokens += int((inputs["labels"] != IGNORE).sum())
-            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-            total += float(padded_loss(model, inputs, head=head))
-    return total / tokens
+    return mean_loss(model, examples, tokens_per_batch=batch_tokens)
 
 
 def _corpus_chrf() -> Any:

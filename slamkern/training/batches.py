@@ -6,17 +6,20 @@ checkpoint needs to know about the data.
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from slamkern.data.packing import IGNORE, Example, collate, pack_plan, padded_batch, tokenize_pairs
+from slamkern.data.packing import IGNORE, Example, collate, pack_plan, pad_plan, padded_batch
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import get_prompt
+from slamkern.data.tokenization import tokenize_pairs
 from slamkern.errors import SlamkernError
+from slamkern.modules.eval_mode import eval_mode
+from slamkern.modules.packed_attention import supports_packing
 from slamkern.training.config import TrainConfig
-from slamkern.training.loss import Head, packed_loss, padded_loss
+from slamkern.training.loss import Head, packed_loss, padded_loss, read_head, with_packed_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,43 +39,66 @@ def plan_steps(lengths: Sequence[int], config: TrainConfig) -> list[list[list[in
     return steps[: config.max_steps]
 
 
-def tokenize(pairs: Sequence[Pair], tokenizer: Any, config: TrainConfig) -> list[Example]:
+def tokenize(
+    pairs: Sequence[Pair], tokenizer: Any, config: TrainConfig, *, context: int | None = None
+) -> list[Example]:
+    """The pairs as examples; those longer than the recipe, a batch or the model's ``context`` allows are dropped.
+
+    How many were dropped in each language is logged.
+    """
     if not pairs:
         raise SlamkernError("there are no pairs to train on")
-    languages = sorted({pair.source_language for pair in pairs})
+    limit = min(config.max_length, config.tokens_per_batch, context or config.max_length)
     prompt = get_prompt(config.prompt, tokenizer)
-    examples, dropped = tokenize_pairs(
-        pairs, tokenizer, prompt, max_length=min(config.max_length, config.tokens_per_batch), languages=languages
-    )
-    for language, count in dropped.items():
-        if count:
-            log.warning("dropped %d pairs in %s that are longer than %d tokens", count, language, config.max_length)
+    examples, dropped = tokenize_pairs(pairs, tokenizer, prompt, max_length=limit)
+    for language, count in sorted(dropped.items()):
+        log.warning("dropped %d pairs in %s that are longer than %d tokens", count, language, limit)
     return examples
 
 
-def sum_loss(model: "PreTrainedModel", head: Head | None, batch: list[Example], packing: bool, pad_id: int) -> Tensor:
+def sum_loss(model: "PreTrainedModel", head: Head | None, batch: list[Example], packing: bool) -> Tensor:
+    """Loss summed over the supervised tokens of a micro-batch, packed or padded.
+
+    Padding is on the right and masked, so it does not matter which token it is.
+    """
     if packing:
         return packed_loss(model, collate(batch).to(model.device), head=head)
-    padded = {name: tensor.to(model.device) for name, tensor in padded_batch(batch, pad_id).items()}
-    return padded_loss(model, padded, head=head)
+    return padded_loss(model, padded_batch(batch, pad_id=0).to(model.device), head=head)
 
 
-@torch.no_grad()
 def mean_loss(
-    model: "PreTrainedModel", head: Head | None, examples: list[Example], config: TrainConfig, pad_id: int
+    model: "PreTrainedModel",
+    examples: Sequence[Example],
+    *,
+    head: Head | str | None = "check",
+    packing: bool | None = None,
+    tokens_per_batch: int = 8192,
 ) -> float:
-    """Loss per supervised token without dropout; leaves the model in training mode."""
-    model.eval()
-    plan = pack_plan([len(example.input_ids) for example in examples], config.tokens_per_batch, seed=0, epoch=0)
-    batches = [[examples[index] for index in batch] for batch in plan]
-    total = sum(float(sum_loss(model, head, batch, config.packing, pad_id)) for batch in batches)
-    model.train()
+    """Loss per supervised token of ``examples`` without dropout, in nats; whatever the batching, to rounding.
+
+    head: what ``read_head`` returned; the default reads it. packing: None packs a model that can be packed. The modes
+    of the model are kept.
+    """
+    if packing is None:
+        packing = supports_packing(model) is None
+    lengths = [len(example.input_ids) for example in examples]
+    if packing:
+        plan = pack_plan(lengths, max(tokens_per_batch, *lengths), seed=0, epoch=0)
+    else:
+        plan = pad_plan(lengths, tokens_per_batch)
+    total = 0.0
+    with eval_mode(model), with_packed_attention(model) if packing else nullcontext():
+        checked = read_head(model) if isinstance(head, str) else head
+        for batch in plan:
+            total += float(sum_loss(model, checked, [examples[index] for index in batch], packing))
     return total / supervised_tokens(examples)
 
 
 def supervised_tokens(batch: Sequence[Example]) -> int:
+    """How many tokens of the examples have a loss."""
     return sum(label != IGNORE for example in batch for label in example.labels[1:])
 
 
 def padded_positions(batch: Sequence[Example]) -> int:
+    """How many positions a padded batch computes."""
     return len(batch) * max(len(example.input_ids) for example in batch)

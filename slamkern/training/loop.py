@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from slamkern.data.packing import render_sample
 from slamkern.data.pairs import Pair
+from slamkern.data.tokenization import render_sample
 from slamkern.errors import SlamkernError
 from slamkern.modules.packed_attention import packed_attention
 from slamkern.progress import progress_bar
@@ -83,8 +83,9 @@ def train(
         if folder is not None and resume and folder.began and "trained" in folder.settings:
             restore_freeze(model, folder.settings["trained"], folder.path)
         _check(model, selection)
-        examples = tokenize(pairs, tokenizer, config)
-        unseen = tokenize(held_out, tokenizer, config) if held_out else []
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        examples = tokenize(pairs, tokenizer, config, context=context)
+        unseen = tokenize(held_out, tokenizer, config, context=context) if held_out else []
         lengths = [len(example.input_ids) for example in examples]
         steps = plan_steps(lengths, config)
         settings = run_settings(model, examples, unseen, asdict(config))
@@ -136,9 +137,12 @@ def train(
             log.info("resuming after step %d of %d", start, len(steps))
         run.go_back_to(start)
         board = stack.enter_context(run.tensorboard()) if config.report_to == "tensorboard" else None
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+        def held_out_loss() -> float:
+            return mean_loss(model, unseen, head=head, packing=config.packing, tokens_per_batch=config.tokens_per_batch)
+
         if unseen and start == 0:
-            run.note_held_out("before", mean_loss(model, head, unseen, config, pad_id))
+            run.note_held_out("before", held_out_loss())
 
         _reset_peak_memory(model)
         bar = stack.enter_context(
@@ -152,7 +156,7 @@ def train(
             rate = learning_rate(done, len(steps), config.learning_rate, config.warmup_steps, config.lr_scheduler_type)
             total = torch.zeros((), device=model.device)
             for batch in batches:
-                part = sum_loss(model, head, batch, config.packing, pad_id) / supervised
+                part = sum_loss(model, head, batch, config.packing) / supervised
                 part.backward()
                 optimizer.collect_gradients()
                 total += part.detach()
@@ -201,7 +205,7 @@ def train(
                 )
                 raise KeyboardInterrupt(f"stopped after step {done + 1} of {len(steps)}: {where}")
         if unseen:
-            run.note_held_out("after", mean_loss(model, head, unseen, config, pad_id))
+            run.note_held_out("after", held_out_loss())
         if out is not None:
             run.sync()
             save_delta(model, out, selection)

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from slamkern.data.packing import IGNORE, PackedBatch
+from slamkern.data.packing import IGNORE, PackedBatch, PaddedBatch
 from slamkern.errors import SlamkernError
-from slamkern.modules.packed_attention import NAME, packed_attention
+from slamkern.modules.packed_attention import attends_packed, packed_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +36,7 @@ def frozen_head_cross_entropy(
     lm_head_weight: Tensor,
     labels: Tensor,
     *,
+    token_indices: Tensor | None = None,
     bias: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
@@ -45,6 +46,8 @@ def frozen_head_cross_entropy(
 
     hidden: (..., width), any floating dtype; lm_head_weight: (vocabulary, width) of the same dtype; bias: (vocabulary,)
     or None; labels: (...) int64, -100 where a row is not supervised (shifted already: row t predicts labels[t]).
+    token_indices: (selected,) int64, the supervised rows of the flattened ``hidden`` where the caller knows them; to
+    find them stalls a GPU.
     Returns a float32 scalar (float64 for float64 inputs), 0 with a valid graph when no row is supervised. The head's
     GEMMs run in the dtype of the weights, everything after them in float32. Errors: a head that requires a gradient.
     """
@@ -54,8 +57,10 @@ def frozen_head_cross_entropy(
         raise SlamkernError(
             f"hidden {tuple(hidden.shape)} must be labels {tuple(labels.shape)} and a width; chunk ({chunk}) at least 1"
         )
+    if token_indices is None:
+        token_indices = (labels.flatten() != IGNORE).nonzero().squeeze(1)
     head = Head(lm_head_weight, bias, scale, softcap)
-    return _FrozenHeadCrossEntropy.apply(hidden, labels, head, chunk)
+    return _FrozenHeadCrossEntropy.apply(hidden, labels, token_indices, head, chunk)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +81,13 @@ class Head:
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Head, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, labels: Tensor, token_indices: Tensor, head: Head, chunk: int) -> Tensor:
         need_dhidden = ctx.needs_input_grad[0]
         rows = hidden.reshape(-1, hidden.shape[-1])
         targets = labels.reshape(-1)
         grad = torch.zeros_like(rows) if need_dhidden else None
         loss = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        for index in (targets != IGNORE).nonzero().squeeze(1).split(chunk):
+        for index in token_indices.split(chunk):
             target = targets[index, None]
             logits = head.logits(rows[index])
             normaliser = logits.logsumexp(dim=-1, keepdim=True)
@@ -100,9 +105,9 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad * grad_loss.to(grad.dtype), None, None, None
+        return grad * grad_loss.to(grad.dtype), None, None, None, None
 
 
 def read_head(model: "PreTrainedModel") -> Head | None:
@@ -120,9 +125,9 @@ def read_head(model: "PreTrainedModel") -> Head | None:
     head = Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None))
     ids = torch.arange(8, device=module.weight.device)[None] % module.weight.shape[0]
     inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-    if config._attn_implementation == NAME:
+    if attends_packed(model):
         borders = torch.tensor([0, 8], dtype=torch.int32, device=ids.device)
-        inputs |= {"cu_seqlens": borders, "max_seqlen": 8}
+        inputs |= {"cu_seq_lens_q": borders, "max_length_q": 8}
     was_training = model.training
     model.eval()
     try:
@@ -158,40 +163,38 @@ def packed_loss(
     recomputed in backward, because the recomputation needs the same attention.
     """
     head = read_head(model) if isinstance(head, str) else head
-    with _packed(model):
-        return _supervised_loss(model, batch.model_inputs, batch.shift_labels, head, chunk)
+    with with_packed_attention(model):
+        return _supervised_loss(model, batch, head, chunk)
 
 
 def padded_loss(
-    model: "PreTrainedModel", batch: dict[str, Tensor], *, head: Head | str | None = "check", chunk: int = 1024
+    model: "PreTrainedModel", batch: PaddedBatch, *, head: Head | str | None = "check", chunk: int = 1024
 ) -> Tensor:
-    """The same sum over right-padded ``input_ids``, ``attention_mask`` and ``labels``, each (sequences, length)."""
-    head = read_head(model) if isinstance(head, str) else head
-    labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-    return _supervised_loss(model, inputs, labels, head, chunk)
+    """The same sum over a padded batch."""
+    return _supervised_loss(model, batch, read_head(model) if isinstance(head, str) else head, chunk)
 
 
 def _supervised_loss(
-    model: "PreTrainedModel", inputs: dict[str, Any], labels: Tensor, head: Head | None, chunk: int
+    model: "PreTrainedModel", batch: PackedBatch | PaddedBatch, head: Head | None, chunk: int
 ) -> Tensor:
+    labels = batch.shift_labels
     if head is not None:
-        hidden = _last_hidden(model, **inputs)
+        hidden = _last_hidden(model, **batch.model_inputs)
         return frozen_head_cross_entropy(
             hidden,
             head.weight,
             labels.to(hidden.device),
+            token_indices=batch.token_indices.to(hidden.device),
             bias=head.bias,
             scale=head.scale,
             softcap=head.softcap,
             chunk=chunk,
         )
     # Positions that some sequence supervises: for one packed row exactly the supervised rows.
-    positions = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)
-    logits = model(**inputs, logits_to_keep=positions).logits
-    if logits.shape[1] != positions.numel():  # a model that does not know logits_to_keep returns every row
-        logits = logits[:, positions]
-    kept = labels[:, positions].to(logits.device)
+    logits = model(**batch.model_inputs, logits_to_keep=batch.logits_to_keep).logits
+    if logits.shape[1] != batch.logits_to_keep.numel():  # a model that does not know logits_to_keep returns every row
+        logits = logits[:, batch.logits_to_keep]
+    kept = labels[:, batch.logits_to_keep].to(logits.device)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits.flatten(0, 1), kept.flatten(), ignore_index=IGNORE, reduction="sum")
 
@@ -201,8 +204,9 @@ def _last_hidden(model: "PreTrainedModel", **inputs: Any) -> Tensor:
     return backbone(**inputs).last_hidden_state
 
 
-def _packed(model: "PreTrainedModel") -> AbstractContextManager[Any]:
-    if model.config._attn_implementation == NAME:
+def with_packed_attention(model: "PreTrainedModel") -> AbstractContextManager[Any]:
+    """``packed_attention(model)``, nothing where the caller has entered it."""
+    if attends_packed(model):
         return nullcontext()
     if torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False):
         raise SlamkernError(

@@ -183,7 +183,7 @@ def _measure(
         ffn.recompute = recompute
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = tuple(index % vocabulary for index in range(length))
-    batch = collate([Example(ids, ids, 0)] * sequences).to(model.device)
+    batch = collate([Example(ids, ids)] * sequences).to(model.device)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), packed_attention(model), SavedBytes(model) as saved:
         packed_loss(model, batch, head=head)

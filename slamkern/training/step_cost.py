@@ -34,7 +34,7 @@ def _dense(products: int, position: int) -> Callable[..., int]:
 
 
 def _packed(products: int, position: int, borders: int) -> Callable[..., int]:
-    """The same of a packed query (T, heads, head size); argument ``borders`` is cu_seqlens."""
+    """The same of a packed query (T, heads, head size); argument ``borders`` is cu_seq_lens."""
 
     def formula(*args: Any, **_: Any) -> int:
         squares = int(args[borders].diff().long().square().sum())

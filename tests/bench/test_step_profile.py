@@ -77,7 +77,7 @@ def test_a_step_is_the_mean_over_supervised_tokens(name):
 
 
 def test_layouts_keep_every_example():
-    examples = [Example((1,) * n, (1,) * n, 0) for n in (9, 3, 7, 5, 2, 8, 4, 6, 9)]
+    examples = [Example((1,) * n, (1,) * n) for n in (9, 3, 7, 5, 2, 8, 4, 6, 9)]
     for layout in ("padded", "grouped", "packed"):
         cut = micro_batches(examples, layout, padded_batch_size=4, packed_tokens=16)
         assert sorted(len(e.input_ids) for part in cut for e in part) == [2, 3, 4, 5, 6, 7, 8, 9, 9]

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 
-from slamkern.data.packing import tokenize_pairs
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import Prompt
+from slamkern.data.tokenization import tokenize_pairs
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.generation import generate
 from slamkern.evaluation.translation import english_retention, translation_quality
@@ -53,7 +53,7 @@ def test_translation_loss_is_the_token_mean_whatever_the_batching(model, tokeniz
     assert list(quality) == ["de", "th"]
     for code, values in quality.items():
         pairs = [pair for pair in PAIRS if pair.source_language == code]
-        examples, _ = tokenize_pairs(pairs, tokenizer, PROMPT, languages=["de", "th"])
+        examples, _ = tokenize_pairs(pairs, tokenizer, PROMPT)
         expected = reference_loss(model, [(list(e.input_ids), list(e.labels)) for e in examples])
         assert values == {"loss": pytest.approx(expected, rel=1e-5)}
 

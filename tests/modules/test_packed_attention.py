@@ -1,5 +1,6 @@
 """Packed attention against the model's own attention, one sequence at a time."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from slamkern.data.packing import IGNORE, Example, collate
 from slamkern.errors import SlamkernError
-from slamkern.modules import packed_attention as attention
-from slamkern.modules.packed_attention import packed_attention, packed_attention_forward, supports_packing
+from slamkern.modules import varlen_attention
+from slamkern.modules.packed_attention import attends_packed, packed_attention, supports_packing
+from slamkern.modules.varlen_attention import packed_attention_forward
 
 LLAMA = dict(
     vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
@@ -32,17 +34,23 @@ EXACT = {
     "GPTNeoX": PLAIN,
     "GPT2": dict(vocab_size=97, n_embd=32, n_layer=3, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2),
     "OPT": PLAIN | {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "Nemotron": LLAMA,  # these two hand their attention no borders, only position_ids
+    "StableLm": LLAMA,
 }
 REFUSED = {
     "Falcon": (PLAIN, "does not go through transformers' AttentionInterface"),
     "GPTJ": (EXACT["GPT2"] | {"rotary_dim": 4}, "does not go through"),
-    "Bloom": (dict(vocab_size=97, hidden_size=32, n_layer=2, n_head=4), "takes no position_ids"),  # ALiBi
-    "GptOss": (LLAMA | {"num_local_experts": 2, "head_dim": 8, "rope_parameters": {"rope_theta": 1e4}}, "sinks"),
-    "Nemotron": (LLAMA, "does not hand cu_seqlens on"),
-    "StableLm": (LLAMA, "does not hand cu_seqlens on"),
-    "Qwen2Moe": (WINDOW | {"use_sliding_window": True, "num_experts": 2}, "leaves the sliding window to a mask"),
-    "Llama4Text": (LLAMA | {"num_local_experts": 2, "head_dim": 8, "intermediate_size_mlp": 32}, "chunked_attention"),
-    "Lfm2": (LLAMA | {"layer_types": ["conv", "full_attention", "conv"]}, "carries state|of type conv"),
+    "Bloom": (dict(vocab_size=97, hidden_size=32, n_layer=2, n_head=4), "does not go through"),  # ALiBi
+    "GptOss": (LLAMA | {"num_local_experts": 2, "head_dim": 8, "rope_parameters": {"rope_theta": 1e4}}, "a sink"),
+    "Qwen2Moe": (
+        WINDOW | {"use_sliding_window": True, "num_experts": 2, "num_experts_per_tok": 2},
+        "leaves its window or chunk of 6 tokens to a mask",
+    ),
+    "Llama4Text": (
+        LLAMA | {"num_local_experts": 2, "head_dim": 8, "intermediate_size_mlp": 32},
+        "chunk of 8192 tokens",
+    ),
+    "Lfm2": (LLAMA | {"layer_types": ["conv", "full_attention", "conv"]}, "sees the one before it"),
 }
 
 
@@ -60,10 +68,7 @@ def build(family: str, arguments: dict) -> torch.nn.Module:
 def examples(lengths=(5, 17, 1, 9, 30), seed=1) -> list[Example]:
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randint(3, 97, (length,), generator=generator).tolist() for length in lengths]
-    return [
-        Example(tuple(ids), (*[IGNORE] * min(2, len(ids)), *ids[2:]), language=index % 2)
-        for index, ids in enumerate(drawn)
-    ]
+    return [Example(tuple(ids), (*[IGNORE] * min(2, len(ids)), *ids[2:])) for index, ids in enumerate(drawn)]
 
 
 def loss_and_gradients(model, logits, labels):
@@ -116,11 +121,11 @@ def test_a_sequence_does_not_see_its_neighbours():
     assert not torch.allclose(first[:12], second[:12])
 
 
-def test_order_and_padding_of_the_pack_do_not_matter():
+def test_the_order_of_the_pack_does_not_matter():
     model = build("Llama", LLAMA)
     rows = examples((12, 20, 9))
     logits = packed_logits(model, collate(rows))
-    turned = packed_logits(model, collate(rows[::-1], pad_to=60))
+    turned = packed_logits(model, collate(rows[::-1]))
     torch.testing.assert_close(turned[:9], logits[32:], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(turned[29:41], logits[:12], rtol=1e-5, atol=1e-5)
 
@@ -139,8 +144,78 @@ def test_gradient_checkpointing_passes_the_borders_on():
 def test_the_implementation_of_the_model_is_restored_also_after_an_error():
     model = build("Llama", LLAMA)
     with pytest.raises(RuntimeError, match="stop"), packed_attention(model):
-        assert model.config._attn_implementation == attention.NAME
+        assert attends_packed(model)
         raise RuntimeError("stop")
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("borders", [True, False])
+def test_batches_of_transformers_own_collator(borders):
+    """With the keywords of flash attention, and with nothing but restarting position_ids."""
+    model = build("Llama", LLAMA)
+    rows = examples()
+    collator = transformers.DataCollatorWithFlattening(return_flash_attn_kwargs=borders)
+    batch = collator([{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in rows])
+    assert ("cu_seq_lens_q" in batch) == borders
+    own = collate(rows)
+    assert torch.equal(batch["labels"], own.labels)
+    with packed_attention(model):
+        output = model(**batch, use_cache=False)
+    torch.testing.assert_close(output.logits[0], packed_logits(model, own), rtol=0, atol=0)
+    with packed_attention(model):
+        ours = model(**own.model_inputs, labels=own.labels)
+    assert output.loss == ours.loss
+
+
+def test_borders_are_read_again_where_position_ids_changed():
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    assert varlen_attention._borders(positions, 5)[0].tolist() == [0, 3, 5]
+    positions[0] = torch.tensor([0, 1, 0, 1, 2])
+    borders, longest = varlen_attention._borders(positions, 5)
+    assert borders.tolist() == [0, 2, 5] and longest == 3
+
+
+def test_a_window_longer_than_the_check_must_still_be_asked_for(monkeypatch):
+    """What reaches a mask alone would be lost: the same model with and without its window in the call."""
+    model = build("Mistral", LLAMA | {"sliding_window": 96})
+    assert supports_packing(model) is None
+    forward = transformers.models.mistral.modeling_mistral.MistralAttention.forward
+    monkeypatch.setattr(transformers.models.mistral.modeling_mistral.MistralAttention, "forward", forgetful(forward))
+    assert "window or chunk of 96 tokens" in supports_packing(build("Mistral", LLAMA | {"sliding_window": 96}))
+    assert supports_packing(build("Mistral", LLAMA | {"sliding_window": None})) is None
+
+
+def forgetful(forward):
+    def without_window(self, *args, **kwargs):
+        config, self.config = self.config, copy.copy(self.config)
+        self.config.sliding_window = None
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            self.config = config
+
+    return without_window
+
+
+def test_a_leak_of_one_token_past_attention_is_found():
+    model = build("Llama", LLAMA)
+    norm = model.model.layers[1].post_attention_layernorm
+    norm.register_forward_hook(lambda module, args, output: output + 0.01 * output.roll(1, dims=1))
+    assert "sees the one before it" in supports_packing(model)
+
+
+def test_the_check_runs_once_and_leaves_no_trace():
+    model = build("Llama", LLAMA | {"attention_dropout": 0.5}).train()
+    model.model.layers[1].eval()
+    forwards = []
+    model.model.register_forward_hook(lambda *_: forwards.append(1))
+    state, keys = torch.get_rng_state(), model.state_dict().keys()
+    assert supports_packing(model) is None and supports_packing(copy.deepcopy(model)) is None
+    count = len(forwards)
+    with packed_attention(model):
+        assert len(forwards) == count <= 7
+    assert torch.equal(torch.get_rng_state(), state) and model.state_dict().keys() == keys
+    assert model.training and model.model.layers[0].training and not model.model.layers[1].training
     assert model.config._attn_implementation == "eager"
 
 
@@ -148,15 +223,17 @@ def test_what_packed_attention_does_not_do_is_an_error():
     model = build("Llama", LLAMA)
     batch = collate(examples())
     with packed_attention(model):
-        with pytest.raises(SlamkernError, match="cu_seqlens"):
-            model(input_ids=batch.input_ids)
         with pytest.raises(SlamkernError, match="padding mask"):
             model(**batch.model_inputs, attention_mask=(batch.position_ids > 0).long())
         with pytest.raises(SlamkernError, match="one row"):
             model(**batch.model_inputs | {"input_ids": batch.input_ids.repeat(2, 1)})
     query = torch.randn(1, 2, 4, 8)
-    borders = dict(cu_seqlens=torch.tensor([0, 4], dtype=torch.int32), max_seqlen=4)
+    borders = dict(cu_seq_lens_q=torch.tensor([0, 4], dtype=torch.int32), max_length_q=4)
     module = SimpleNamespace(is_causal=True)
+    with pytest.raises(SlamkernError, match="neither cu_seq_lens_q"):
+        packed_attention_forward(module, query, query, query, None)
+    with pytest.raises(SlamkernError, match=r"position_ids of \(1, 4\), not \(3, 1, 4\)"):
+        packed_attention_forward(module, query, query, query, None, position_ids=torch.zeros(3, 1, 4))
     with pytest.raises(SlamkernError, match="sink"):
         packed_attention_forward(module, query, query, query, None, s_aux=torch.zeros(2), **borders)
     with pytest.raises(SlamkernError, match="bias"):
@@ -201,15 +278,15 @@ def test_the_flash_kernel_is_asked_for_the_same_attention(monkeypatch, options, 
         return oracle(*wide, cu_q, keywords["scale"], None if left == -1 else left + 1).float()
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
-    monkeypatch.setattr(attention, "_varlen_options", lambda: frozenset(options))
+    monkeypatch.setattr(varlen_attention, "_varlen_options", lambda: frozenset(options))
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 4, 20, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8)
     borders = torch.tensor([0, 9, 20], dtype=torch.int32)
     module = SimpleNamespace(is_causal=True)
     one_by_one, _ = packed_attention_forward(
-        module, query, key, value, None, scaling=0.3, cu_seqlens=borders, max_seqlen=11, sliding_window=window
+        module, query, key, value, None, scaling=0.3, cu_seq_lens_q=borders, max_length_q=11, sliding_window=window
     )
-    flash = attention._flash(query, key, value, borders, 11, 0.3, window)
+    flash = varlen_attention._flash(query, key, value, borders, 11, 0.3, window)
     torch.testing.assert_close(flash, one_by_one, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(one_by_one[0], oracle(query, key, value, borders, 0.3, window).float())
 
@@ -226,7 +303,7 @@ def test_on_cuda_values_and_gradients_are_those_of_float64(dtype, window):
     )
     module = SimpleNamespace(is_causal=True)
     output, _ = packed_attention_forward(
-        module, query, key, value, None, cu_seqlens=borders, max_seqlen=387, sliding_window=window
+        module, query, key, value, None, cu_seq_lens_q=borders, max_length_q=387, sliding_window=window
     )
     expected = oracle(query, key, value, borders, 64**-0.5, window)
     upstream = torch.randn_like(expected)

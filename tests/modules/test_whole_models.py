@@ -68,7 +68,7 @@ def test_statistics_are_the_same_bits_every_time(tiny_tokenizer):
 def test_a_training_step_is_the_same_bits_every_time():
     generator = torch.Generator().manual_seed(2)
     ids = [tuple(torch.randint(3, 96, (length,), generator=generator).tolist()) for length in (40, 7, 23, 61)]
-    examples = [Example(tokens, (-100,) * 3 + tokens[3:], 0) for tokens in ids]
+    examples = [Example(tokens, (-100,) * 3 + tokens[3:]) for tokens in ids]
     start = wide("llama", torch.bfloat16 if DEVICE == "cuda" else torch.float32)
 
     def step():

@@ -8,6 +8,7 @@ from support.tiny_models import SHARED_DATA, tiny_model
 from torch import nn
 
 import slamkern
+from slamkern.modules.packed_attention import supports_packing
 
 TEXTS = {
     "en": ["How many apples?", "Tom has 3 pens and buys 4 more.", "a", "Ann runs 5 miles."],
@@ -95,6 +96,8 @@ def test_result_does_not_depend_on_batching_order_or_groups(tiny_tokenizer):
 
 def test_padded_batches_give_what_packed_ones_do(tiny_tokenizer, monkeypatch):
     model = tiny_model("llama").double()
+    with slamkern.patched(model):
+        assert supports_packing(model) is None  # so that the hook does not see the check's own forwards
     seen = []
     model.model.layers[0].mlp.up_proj.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:2]))
     packed = slamkern.collect_stats(model, tiny_tokenizer, TEXTS, token_budget=60, progress=False)
