@@ -85,7 +85,7 @@ def any_tokenizer(spec: str | None = None) -> Any:
 
     if spec is not None:
         try:
-            return AutoTokenizer.from_pretrained(spec)
+            return AutoTokenizer.from_pretrained(spec, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise SlamkernError(f"no tokenizer at {spec!r}: {str(error).splitlines()[0]}") from error
     package = importlib.util.find_spec(SMOLLM2_PACKAGE)

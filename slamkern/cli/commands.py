@@ -16,6 +16,7 @@ import typer
 from slamkern.cli.bench import bench
 from slamkern.cli.compare import compare
 from slamkern.cli.options import (
+    AllowPickle,
     Config,
     Data,
     Delta,
@@ -25,8 +26,10 @@ from slamkern.cli.options import (
     Model,
     Out,
     Set,
+    TrustRemoteCode,
     configure,
     load,
+    model_options,
     refuse_existing,
 )
 from slamkern.cli.results import env, export, report, score
@@ -69,13 +72,20 @@ def probe(
     model: Model = None,
     data: Data = None,
     languages: Languages = None,
+    trust_remote_code: TrustRemoteCode = None,
+    allow_pickle: AllowPickle = None,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
     """Activation statistics of every FFN neuron per language: writes stats.safetensors."""
     from slamkern.pipeline.stages import alignment_pairs, probe_model
 
-    settings = configure(config, overrides, model={"name": model}, data={"path": data, "languages": languages})
+    settings = configure(
+        config,
+        overrides,
+        model=model_options(model, trust_remote_code, allow_pickle),
+        data={"path": data, "languages": languages},
+    )
     pairs = alignment_pairs(settings)[0] if settings.probe.task == "data" else []
     refuse_existing(out / "stats.safetensors")
     loaded, tokenizer = load(settings)
@@ -117,6 +127,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     memory_budget: MemoryBudget = None,
     frozen_precision: FrozenPrecision = None,
+    trust_remote_code: TrustRemoteCode = None,
+    allow_pickle: AllowPickle = None,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -128,7 +140,8 @@ def train(
     from slamkern.training import loop
 
     settings = configure(
-        config, overrides, model={"name": model}, data={"path": data, "languages": languages},
+        config, overrides, model=model_options(model, trust_remote_code, allow_pickle),
+        data={"path": data, "languages": languages},
         train={"memory_budget": memory_budget, "frozen_precision": frozen_precision},
     )  # fmt: skip
     chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
@@ -165,6 +178,8 @@ def evaluate(
     ] = None,
     languages: Languages = None,
     limit: Annotated[int | None, typer.Option(help="Questions per language.")] = None,
+    trust_remote_code: TrustRemoteCode = None,
+    allow_pickle: AllowPickle = None,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -173,7 +188,7 @@ def evaluate(
     from slamkern.evaluation import accuracy, scoring
 
     settings = configure(
-        config, overrides, model={"name": model},
+        config, overrides, model=model_options(model, trust_remote_code, allow_pickle),
         evaluate={"task": task, "data": data, "languages": languages, "limit": limit},
     )  # fmt: skip
     section = settings.evaluate
@@ -195,6 +210,8 @@ def run(
     model: Model = None,
     data: Data = None,
     languages: Languages = None,
+    trust_remote_code: TrustRemoteCode = None,
+    allow_pickle: AllowPickle = None,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -202,7 +219,12 @@ def run(
     from slamkern.cli.tables import before_after
     from slamkern.pipeline.run import run as run_pipeline
 
-    settings = configure(config, overrides, model={"name": model}, data={"path": data, "languages": languages})
+    settings = configure(
+        config,
+        overrides,
+        model=model_options(model, trust_remote_code, allow_pickle),
+        data={"path": data, "languages": languages},
+    )
     before_after(run_pipeline(settings, out))
     typer.echo(f"report: {out / 'report.html'}")
 

@@ -20,6 +20,10 @@ Data = Annotated[
 ]
 Languages = Annotated[str | None, typer.Option("--languages", "-l", help="Codes with commas: de,fr,sw.")]
 Delta = Annotated[Path | None, typer.Option("--delta", help="Trained weights: the folder of a training run.")]
+TrustRemoteCode = Annotated[
+    bool | None, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
+AllowPickle = Annotated[bool | None, typer.Option("--allow-pickle", help="Also read pickled weights (.bin).")]
 
 MemoryBudget = Annotated[str | None, typer.Option(help="Like 24GB; recomputes as few FFNs as it takes to fit.")]
 FrozenPrecision = Annotated[str | None, typer.Option(help="Frozen weights in training: model (their dtype) or fp8.")]
@@ -32,11 +36,16 @@ def configure(config: Path | None, overrides: list[str] | None, **options: Mappi
     return load_config(config, overrides or (), options)
 
 
+def model_options(name: str | None, trust_remote_code: bool | None, allow_pickle: bool | None) -> dict[str, Any]:
+    """The options of the section ``model`` that most commands have."""
+    return {"name": name, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+
+
 def load(config: "RunConfig", delta: Path | None = None) -> tuple[Any, Any]:
     from slamkern.pipeline.loading import describe, load_model
     from slamkern.training.checkpoint import load_delta
 
-    model, tokenizer = load_model(config.model.name, config.model.dtype, config.model.device)
+    model, tokenizer = load_model(**config.model.arguments())
     if delta is not None:
         load_delta(model, delta)
     typer.echo(f"{config.model.name}: {describe(model)}" + (f", with {delta}" if delta else ""), err=True)

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from slamkern.cli.options import Config, Delta, Model, Out, Set, configure, load
+from slamkern.cli.options import (
+    AllowPickle,
+    Config,
+    Delta,
+    Model,
+    Out,
+    Set,
+    TrustRemoteCode,
+    configure,
+    load,
+    model_options,
+)
 
 
 def score(
@@ -30,11 +41,19 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a run (or of a
     typer.echo(str(write_report(folder)))
 
 
-def export(out: Out, model: Model = None, delta: Delta = None, config: Config = None, overrides: Set = None) -> None:
+def export(
+    out: Out,
+    model: Model = None,
+    delta: Delta = None,
+    trust_remote_code: TrustRemoteCode = None,
+    allow_pickle: AllowPickle = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
     """A full Hugging Face folder of a model with trained weights put in, loadable without slamkern."""
     from slamkern.training.export import export_model
 
-    settings = configure(config, overrides, model={"name": model})
+    settings = configure(config, overrides, model=model_options(model, trust_remote_code, allow_pickle))
     typer.echo(str(export_model(*load(settings, delta), out)))
 
 

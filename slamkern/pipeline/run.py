@@ -98,7 +98,7 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
     from slamkern.training.loop import train
 
     config, out = claimed.config, claimed.out
-    model, tokenizer = load_model(config.model.name, config.model.dtype, config.model.device)
+    model, tokenizer = load_model(**config.model.arguments())
     patch_model(model)
     log.info("%s: %s", config.model.name, describe(model))
 

@@ -57,11 +57,21 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """Which model: a local Hugging Face folder, a GGUF file, a hub id, or ``smollm2``."""
+    """Which model: a local Hugging Face folder, a GGUF file, a hub id, or ``smollm2``.
+
+    ``trust_remote_code`` runs Python code that comes with it; ``allow_pickle`` reads weights that are no safetensors.
+    """
 
     name: str = ""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """What :func:`slamkern.pipeline.loading.load_model` is called with."""
+        values = self.model_dump()
+        return {"spec": values.pop("name"), **values}
 
 
 class DataSection(Section):
