@@ -81,7 +81,7 @@ def test_evaluate_and_score_agree(work: Path, model: str, capsys: pytest.Capture
     assert sorted(capsys.readouterr().out.splitlines()[:-1]) == sorted(first.splitlines()[:-1])
     assert json.loads((out / "scores.json").read_text())["n"] == {"en": 2, "sw": 2}
     other_delta = ["evaluate", *arguments, "-s", "evaluate.max_new_tokens=7", "--out", str(out)]
-    fails(other_delta, capsys, "holds an evaluation with")
+    fails(other_delta, capsys, "holds another run: prompt was")
 
 
 def test_environment(capsys: pytest.CaptureFixture[str]) -> None:
