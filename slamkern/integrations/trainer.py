@@ -1,0 +1,132 @@
+"""SLAM inside ``transformers.Trainer`` and TRL's ``SFTTrainer``: a callback that trains a selection and nothing else.
+
+    trainer = SFTTrainer(model, ..., callbacks=[SlamCallback(selection)])
+
+Freezing comes before the optimizer is made. A delta (the trained tensors and the selection) lies beside each of the
+trainer's checkpoints and, at the end, in its output folder: ``slamkern.load_delta`` puts it into a fresh model.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from slamkern.errors import SlamkernError
+from slamkern.integrations.check import check_packing
+from slamkern.selection.layers import LayerSelection
+from slamkern.selection.trainable import apply_selection, trained_parameters
+from slamkern.training.checkpoint import SELECTION, load_delta, save_delta
+
+_log = logging.getLogger(__name__)
+DELTA_FOLDER = "slamkern"  # in a checkpoint of the trainer
+
+
+class SlamCallback(TrainerCallback):
+    """Trains ``projections`` of the layers of ``selection``; pass it to the trainer when that is made.
+
+    Logs ``tokens_per_second`` (real tokens: no padding) and ``trained_share`` of the parameters beside the loss; they
+    are in ``trainer.state.log_history`` too. Refuses, in one line: a selection of single neurons (only
+    ``slamkern.train`` can train those), freeze flags that changed, a resumed checkpoint of another selection, and a
+    first batch whose packed sequences see each other.
+    """
+
+    def __init__(self, selection: LayerSelection, projections: tuple[str, ...] = ("up", "down")) -> None:
+        if selection.neurons is not None:
+            raise SlamkernError("a selection of single neurons trains with slamkern.train only, not in a Trainer")
+        self.selection, self.projections = selection, projections
+        self._names: frozenset[str] = frozenset()
+        self._share = 0.0
+        self._tokens: Tensor | int = 0
+        self._since = 0.0
+        self._hook: Any = None
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        model = kwargs["model"]
+        apply_selection(model, self.selection, self.projections)
+        trained = trained_parameters(model)
+        self._names = frozenset(trained)
+        self._share = sum(map(Tensor.numel, trained.values())) / sum(map(Tensor.numel, model.parameters()))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model, optimizer = kwargs["model"], kwargs.get("optimizer")
+        if not self._names:
+            raise SlamkernError("give SlamCallback to the trainer when it is made: callbacks=[SlamCallback(selection)]")
+        self._check(model)
+        trained = {id(parameter) for parameter in trained_parameters(model).values()}
+        groups = getattr(optimizer, "param_groups", [])
+        if groups and {id(parameter) for group in groups for parameter in group["params"]} != trained:
+            raise SlamkernError("the optimizer was made before SlamCallback froze the model; let the trainer make it")
+        if state.global_step:
+            self._resume(model, Path(args.output_dir) / f"checkpoint-{state.global_step}" / DELTA_FOLDER)
+        self._tokens, self._since = 0, time.perf_counter()
+        self._hook = model.register_forward_pre_hook(self._first_batch, with_kwargs=True)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._check(kwargs["model"])
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / DELTA_FOLDER
+            save_delta(kwargs["model"], folder, self.selection)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._hook.remove()
+        self._check(kwargs["model"])
+        if state.is_world_process_zero:
+            save_delta(kwargs["model"], Path(args.output_dir) / DELTA_FOLDER, self.selection)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
+        if "loss" not in logs:  # of an evaluation, or the summary at the end
+            return
+        now = time.perf_counter()
+        pace = float(self._tokens) / (now - self._since)
+        self._tokens, self._since = 0, now
+        found = {"tokens_per_second": round(pace, 1), "trained_share": round(self._share, 6)}
+        logs.update(found)
+        state.log_history[-1].update(found)
+
+    def _first_batch(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the first forward of the training: from here on tokens are counted."""
+        if not model.training or not kwargs:
+            return
+        self._hook.remove()
+        check_packing(model, kwargs)
+        self._since = time.perf_counter()
+        self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
+        self._count(model, args, kwargs)
+
+    def _count(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if model.training and "input_ids" in kwargs:
+            mask = kwargs.get("attention_mask")
+            # The sum stays on the device until the next log.
+            self._tokens += kwargs["input_ids"].numel() if mask is None else mask.sum()
+
+    def _check(self, model: Any) -> None:
+        now = frozenset(trained_parameters(model))
+        if now != self._names:
+            changed = sorted(now ^ self._names)
+            raise SlamkernError(
+                f"{len(changed)} parameters changed their freeze flags since the selection was applied, the first"
+                f" {changed[0]}; freeze nothing and thaw nothing beside SlamCallback"
+            )
+
+    def _resume(self, model: Any, folder: Path) -> None:
+        """The delta beside the checkpoint that the trainer went on from must be of this selection, and is loaded."""
+        if not folder.is_dir():
+            raise SlamkernError(f"{folder.parent} was not saved with SlamCallback: it has no folder {folder.name}")
+        before = LayerSelection.load(folder / SELECTION)
+        if before.layers != self.selection.layers:
+            raise SlamkernError(
+                f"{folder.parent} trained layers {list(before.layers)}, this selection has"
+                f" {list(self.selection.layers)}"
+            )
+        names = load_delta(model, folder)
+        if set(names) != self._names:
+            raise SlamkernError(f"{folder.parent} trained {sorted(names)[0]} and others, not the tensors of this run")
+        _log.info("resumed %d trained tensors from %s", len(names), folder)

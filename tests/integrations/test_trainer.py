@@ -1,0 +1,151 @@
+"""SlamCallback in transformers' Trainer and TRL's SFTTrainer, packed and padded, stopped and resumed."""
+
+import pytest
+import torch
+from support.tiny_models import tiny_model
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Trainer, TrainingArguments
+
+from slamkern.errors import SlamkernError
+from slamkern.integrations.check import check_first_batch
+from slamkern.integrations.packed_attention import register
+from slamkern.integrations.trainer import DELTA_FOLDER, SlamCallback
+from slamkern.modules.patch import patch_model
+from slamkern.selection.layers import LayerSelection
+from slamkern.selection.trainable import trained_parameters
+from slamkern.training.checkpoint import load_delta
+
+SELECTION = LayerSelection(layers=(0, 2))
+
+
+def rows():
+    drawn = torch.Generator().manual_seed(3)
+    texts = [torch.randint(3, 96, (length,), generator=drawn).tolist() for length in (7, 19, 11, 5, 23, 9, 14, 6)]
+    return [{"input_ids": ids, "labels": [-100, -100, *ids[2:]]} for ids in texts]
+
+
+def packed_model(patched=True):
+    model = tiny_model()
+    register()
+    model.set_attn_implementation("slamkern_packed")
+    return patch_model(model) if patched else model
+
+
+def trainer_of(model, out, callbacks=(), collator=None, **options):
+    arguments = TrainingArguments(
+        output_dir=str(out), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=4,
+        learning_rate=1e-2, use_cpu=True, report_to="none", logging_steps=1, save_steps=2, disable_tqdm=True,
+        remove_unused_columns=False, **options,
+    )  # fmt: skip
+    return Trainer(
+        model=model, args=arguments, train_dataset=rows(), callbacks=list(callbacks),
+        data_collator=collator or DataCollatorWithFlattening(),
+    )  # fmt: skip
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def weights(model):
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def test_flattened_batches_train_as_padded_ones_do(tmp_path, tiny_tokenizer):
+    """The stock model on padded batches, and ours patched and packed by name: the same losses and weights."""
+    stock = tiny_model()
+    padding = DataCollatorForSeq2Seq(tiny_tokenizer, padding=True)
+    expected = trainer_of(stock, tmp_path / "a", [SlamCallback(SELECTION)], padding, save_strategy="no")
+    expected.train()
+    model = packed_model()
+    packed = trainer_of(model, tmp_path / "b", [SlamCallback(SELECTION)], save_strategy="no")
+    check_first_batch(packed)
+    packed.train()
+    assert losses(packed) == pytest.approx(losses(expected), rel=1e-4)
+    for name, tensor in weights(stock).items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-2, atol=1e-3, msg=name)
+
+
+def test_exactly_the_selection_is_trained_logged_and_saved(tmp_path):
+    model, before = packed_model(), None
+    before = weights(model)
+    trainer = trainer_of(model, tmp_path, [SlamCallback(SELECTION)])
+    trainer.train()
+    changed = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
+    assert changed == set(trained_parameters(model)) and len(changed) == 4
+    entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert entry["tokens_per_second"] > 0 and 0 < entry["trained_share"] < 1
+    for folder in (tmp_path / "checkpoint-2", tmp_path):
+        fresh = tiny_model()
+        assert set(load_delta(fresh, folder / DELTA_FOLDER)) == changed
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in weights(fresh).items())
+
+
+def test_a_resumed_run_ends_where_the_unbroken_one_does(tmp_path):
+    whole = packed_model()
+    trainer_of(whole, tmp_path / "whole", [SlamCallback(SELECTION)]).train()
+    again = packed_model()
+    trainer = trainer_of(again, tmp_path / "whole", [SlamCallback(SELECTION)])
+    trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in weights(whole).items())
+
+    other = trainer_of(packed_model(), tmp_path / "whole", [SlamCallback(LayerSelection(layers=(1, 3)))])
+    with pytest.raises((SlamkernError, ValueError), match=r"trained layers \[0, 2\], this selection has \[1, 3\]"):
+        other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+
+
+def test_what_would_train_something_else_is_refused(tmp_path):
+    neurons = LayerSelection(layers=(0,), neurons={0: (1, 2)})
+    with pytest.raises(SlamkernError, match="single neurons"):
+        SlamCallback(neurons)
+    late = trainer_of(packed_model(), tmp_path)
+    late.add_callback(SlamCallback(SELECTION))
+    with pytest.raises(SlamkernError, match="when it is made"):
+        late.train()
+    thawed = trainer_of(packed_model(), tmp_path, [SlamCallback(SELECTION)])
+    thawed.model.lm_head.weight.requires_grad_(True)
+    with pytest.raises(SlamkernError, match=r"1 parameters changed their freeze flags.*lm_head"):
+        thawed.train()
+
+
+def test_packing_that_leaks_is_refused_at_the_first_batch(tmp_path):
+    model = tiny_model()
+    model.set_attn_implementation("eager")
+    leaking = Leaking(return_position_ids=True)
+    trainer = trainer_of(model, tmp_path, [SlamCallback(SELECTION)], leaking)
+    with pytest.raises(SlamkernError, match="differ from the same ones alone"):
+        trainer.train()
+
+
+class Leaking(DataCollatorWithFlattening):
+    """A mask beside the position ids makes transformers ignore the borders."""
+
+    def __call__(self, *args, **options):
+        batch = super().__call__(*args, **options)
+        return batch | {"attention_mask": torch.ones_like(batch["input_ids"])}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"packing": True, "max_length": 32}, {"padding_free": True, "max_length": None}],
+    ids=["bfd", "padding_free"],
+)
+def test_trl(tmp_path, tiny_tokenizer, options):
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    model = packed_model()
+    before = weights(model)
+    config = trl.SFTConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=1, max_steps=3,
+        learning_rate=1e-2, use_cpu=True, bf16=False, report_to="none", logging_steps=1, save_strategy="no",
+        disable_tqdm=True, dataset_num_proc=None, gradient_checkpointing=False, **options,
+    )  # fmt: skip
+    trainer = trl.SFTTrainer(
+        model=model, args=config, processing_class=tiny_tokenizer, callbacks=[SlamCallback(SELECTION)],
+        train_dataset=Dataset.from_list([{"input_ids": row["input_ids"]} for row in rows()]),
+    )  # fmt: skip
+    check_first_batch(trainer)
+    trainer.train()
+    changed = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
+    assert changed == set(trained_parameters(model))
+    assert set(load_delta(tiny_model(), tmp_path / DELTA_FOLDER)) == changed
