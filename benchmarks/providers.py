@@ -122,5 +122,5 @@ def _ffn(x: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor) -> Tensor:
 
 
 def _fused_ffn(x: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor, options: ffn_autograd.FFNOptions) -> Tensor:
-    absent = (None,) * 7  # three biases, trained rows and columns, their neurons, language ids
-    return ffn_autograd.GatedFFN.apply(x, w_gate, w_up, w_down, *absent, options)[0]
+    absent = (None,) * 6  # three biases, trained rows and columns, their neurons
+    return ffn_autograd.GatedFFN.apply(x, w_gate, w_up, w_down, *absent, options)

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from slamkern.kernels.glu import swiglu, swiglu_backward
     from slamkern.kernels.glu_stats import swiglu_stats
     from slamkern.kernels.rmsnorm import rms_norm, rms_norm_backward
+    from slamkern.kernels.row_plan import plan_rows
 
 __all__ = [
+    "plan_rows",
     "quantize_rows",
     "rms_norm",
     "rms_norm_backward",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _FILES = {
+    "plan_rows": "row_plan",
     "quantize_rows": "fp8",
     "rms_norm": "rmsnorm",
     "rms_norm_backward": "rmsnorm",

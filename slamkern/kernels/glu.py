@@ -32,7 +32,7 @@ def swiglu_kernel(
     columns = (program % strips) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (rows < tokens)[:, None] & (columns < neurons)[None, :]
     gate = tl.load(gate_ptr + rows[:, None] * gate_stride + columns[None, :], inside, other=0.0)
-    hidden = activate(gate.to(tl.float32), ACTIVATION)
+    hidden = activate(gate.to(tl.float32), ACTIVATION, gate.dtype == tl.float32)
     if up_ptr is not None:
         hidden *= tl.load(up_ptr + rows[:, None] * up_stride + columns[None, :], inside, other=0.0).to(tl.float32)
     to = hidden_ptr + rows[:, None] * hidden_stride + columns[None, :]
@@ -52,8 +52,8 @@ def swiglu_backward_kernel(
     columns = (program % strips) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (rows < tokens)[:, None] & (columns < neurons)[None, :]
     grad = tl.load(grad_ptr + rows[:, None] * grad_stride + columns[None, :], inside, other=0.0).to(tl.float32)
-    gate = tl.load(gate_ptr + rows[:, None] * gate_stride + columns[None, :], inside, other=0.0).to(tl.float32)
-    activated, slope = activate_with_slope(gate, ACTIVATION)
+    gate = tl.load(gate_ptr + rows[:, None] * gate_stride + columns[None, :], inside, other=0.0)
+    activated, slope = activate_with_slope(gate.to(tl.float32), ACTIVATION, gate.dtype == tl.float32)
     out = rows[:, None] * out_stride + columns[None, :]
     hidden = activated
     grad_activated = grad

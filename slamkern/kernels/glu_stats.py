@@ -1,13 +1,21 @@
-"""``swiglu`` and, in the same pass over memory, the moments of the observed tensor per language and neuron.
+"""``swiglu`` and, in the same launch, the moments of the observed tensor merged into those of earlier calls.
 
     hidden = act(gate) * up        observed = act(gate) ("gate") or hidden ("hidden"), float32, before rounding
 
 gate, up, hidden: (tokens, neurons); language_ids: (tokens,) int32, ids outside 0..L-1 are left out of the statistics.
-A program walks down a chunk of rows in one column strip with the moments of its current language in registers. Where a
-tile has one language (tokens grouped by language, as the packer lays them) that costs one merge a tile; where it has
-several, one a language present in the tile; the number of languages that exist costs nothing. When the language
-changes, the old moments go to the program's own slot in memory and those of the new one come back from theirs. The
-chunks are merged by merge_moments.py: two launches, no sorting, no atomics, bitwise reproducible.
+The moments of a language are (count, mean, M2 = sum of squared deviations from the mean, active = how often > 0).
+
+A program walks down one part of the rows (row_plan.py: one language) in one strip of columns and sums ``x - pivot`` and
+its square, the pivot of a column being its mean over the part's first rows. Then ``M2 = s2 - s1^2 / n``; as the pivot
+is the mean of k of the n values, ``s1^2 / n`` is never more than ``n / k - 1`` times M2 (15, with k = 32 of at most
+512): little can cancel, however far from zero the values lie. Parts merge by the pairwise formula of Chan, Golub and
+LeVeque (1979) in float64:
+
+    mean = mean_a + (mean_b - mean_a) * n_b / n        M2 = M2_a + M2_b + (mean_b - mean_a)^2 * n_a * n_b / n
+
+A language of one part merges at once. Otherwise parts wait in memory, and the program that arrives last merges them all
+in their order: which one that is changes nothing, so results are bitwise the same from run to run. One launch, no float
+atomics, no cost for languages that are not there.
 """
 
 import torch
@@ -18,133 +26,178 @@ from torch import Tensor
 from slamkern.kernels import launch
 from slamkern.kernels.activations import activate
 from slamkern.kernels.glu import ACTIVATIONS
-from slamkern.kernels.merge_moments import Merger, empty_partials, merge, tile_mean, tile_moments
+from slamkern.kernels.row_plan import COLUMNS, RowPlan, plan_rows
 
 OBSERVABLES = ("gate", "hidden")
-_BLOCK_T = 4  # 4 loads of 16 bytes in flight a thread and matrix; 8 rows spill or take all 255 registers
+BLOCK_T = launch.STATS_ROWS
+_PIVOT_ROWS = tl.constexpr(32)  # the rows of a part over which its pivot follows the mean
 
 
-@triton.jit(do_not_specialize=["tokens", "languages", "chunk_rows"])
+@triton.jit
+def _observe(
+    gate_ptr, up_ptr, hidden_ptr, row, gate_stride, up_stride, hidden_stride, inside,
+    ACTIVATION: tl.constexpr, OBSERVE: tl.constexpr,
+):  # fmt: skip
+    # Writes hidden of a tile of rows and returns what is observed of it.
+    row = row.to(tl.int64)[:, None]
+    gate = tl.load(gate_ptr + row * gate_stride, inside, other=0.0)
+    observed = activate(gate.to(tl.float32), ACTIVATION, gate.dtype == tl.float32)
+    hidden = observed
+    if up_ptr is not None:
+        hidden = observed * tl.load(up_ptr + row * up_stride, inside, other=0.0).to(tl.float32)
+    tl.store(hidden_ptr + row * hidden_stride, hidden.to(hidden_ptr.dtype.element_ty), inside)
+    if OBSERVE == "hidden":
+        observed = hidden
+    return observed
+
+
+@triton.jit
+def _merge(count, mean, m2, added, added_mean, added_m2):
+    # Chan's formula; counts int64, added > 0.
+    total = count + added
+    share = added.to(tl.float64) / total.to(tl.float64)
+    delta = added_mean.to(tl.float64) - mean
+    return total, mean + delta * share, m2 + added_m2.to(tl.float64) + delta * delta * (share * count.to(tl.float64))
+
+
+@triton.jit(do_not_specialize=["languages", "lanes"])
 def swiglu_stats_kernel(
-    gate_ptr, up_ptr, hidden_ptr, language_ptr, count_ptr, mean_ptr, m2_ptr, active_ptr,
-    tokens, neurons, languages, chunk_rows, gate_stride, up_stride, hidden_stride,
-    ACTIVATION: tl.constexpr, OBSERVE: tl.constexpr, LANGUAGES: tl.constexpr,
+    gate_ptr, up_ptr, hidden_ptr, order_ptr, parts_ptr, arrived_ptr, partials_ptr,
+    count_ptr, mean_ptr, m2_ptr, active_ptr,
+    neurons, languages, lanes, gate_stride, up_stride, hidden_stride,
+    ACTIVATION: tl.constexpr, OBSERVE: tl.constexpr, COLUMNS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    # A program owns one chunk of rows of one strip of columns, and the (chunk, language) slots of those columns.
+    # A program owns one strip of columns of one part: rows of hidden, and a slot of the partials where it needs one.
     strips = tl.cdiv(neurons, BLOCK_N)
-    chunk = (tl.program_id(0) // strips).to(tl.int64)
-    strip = tl.program_id(0) % strips
+    part, strip = tl.program_id(0) // strips, tl.program_id(0) % strips
+    part_ptr = parts_ptr + part * COLUMNS
+    rows = tl.load(part_ptr + 1)
+    if rows == 0:
+        return
+    order_ptr += tl.load(part_ptr)
     columns = strip * BLOCK_N + tl.arange(0, BLOCK_N)
     in_row = columns < neurons
+    gate_ptr += columns[None, :]
+    hidden_ptr += columns[None, :]
+    if up_ptr is not None:
+        up_ptr += columns[None, :]
 
-    # LANGUAGES >= languages is a power of two: the counts of all slots live in one register vector.
-    slots = tl.arange(0, LANGUAGES)
-    counts = tl.zeros((LANGUAGES,), tl.int32)
-    current = tl.full((), -1, tl.int32)
-    count = tl.full((), 0, tl.int32)
-    # The mean is `pivot + mean`, pivot being what the mean was when the language came up: differences stay exact.
-    pivot = tl.zeros((BLOCK_N,), tl.float32)
-    mean = tl.zeros((BLOCK_N,), tl.float32)
-    m2 = tl.zeros((BLOCK_N,), tl.float32)
-    active = tl.zeros((BLOCK_N,), tl.int32)
+    # The first tile takes the rows that do not fill one, so that no other tile needs a mask of rows.
+    tile = tl.arange(0, BLOCK_T)
+    head = (rows - 1) % BLOCK_T + 1
+    member = (tile < head)[:, None]
+    row = tl.load(order_ptr + tile, tile < head, other=0)
+    x = _observe(
+        gate_ptr, up_ptr, hidden_ptr, row, gate_stride, up_stride, hidden_stride, member & in_row[None, :],
+        ACTIVATION, OBSERVE,
+    )  # fmt: skip
+    pivot = tl.sum(tl.where(member, x, 0.0), axis=0) / head.to(tl.float32)
+    deviation = tl.where(member, x - pivot[None, :], 0.0)
+    s1 = tl.sum(deviation, axis=0)
+    s2 = tl.sum(deviation * deviation, axis=0)
+    active = tl.sum((member & (x > 0.0)).to(tl.int32), axis=0)
+    row = tl.load(order_ptr + head + tile, head + tile < rows, other=0)
+    for done in range(head, rows, BLOCK_T):
+        # Indices one tile ahead: the loads of a tile do not wait for its row numbers.
+        ahead = done + BLOCK_T + tile
+        following = tl.load(order_ptr + ahead, ahead < rows, other=0)
+        x = _observe(
+            gate_ptr, up_ptr, hidden_ptr, row, gate_stride, up_stride, hidden_stride, in_row[None, :],
+            ACTIVATION, OBSERVE,
+        )  # fmt: skip
+        row = following
+        deviation = x - pivot[None, :]
+        s1 += tl.sum(deviation, axis=0)
+        s2 += tl.sum(deviation * deviation, axis=0)
+        active += tl.sum((x > 0.0).to(tl.int32), axis=0)
+        if done < _PIVOT_ROWS:
+            n = tl.full((), done + BLOCK_T, tl.float32)
+            moved = pivot + s1 * (1.0 / n)
+            shift = moved - pivot
+            s2 -= shift * (s1 * 2.0 - shift * n)
+            s1 -= shift * n
+            pivot = moved
 
-    for offset in range(0, chunk_rows, BLOCK_T):
-        rows = chunk * chunk_rows + offset + tl.arange(0, BLOCK_T)
-        in_column = rows < tokens
-        inside = in_column[:, None] & in_row[None, :]
-        gate = tl.load(gate_ptr + rows[:, None] * gate_stride + columns[None, :], inside, other=0.0)
-        observed = activate(gate.to(tl.float32), ACTIVATION)
-        if up_ptr is not None:
-            up = tl.load(up_ptr + rows[:, None] * up_stride + columns[None, :], inside, other=0.0)
-            hidden = observed * up.to(tl.float32)
+    language = tl.load(part_ptr + 2)
+    if language == languages:
+        return
+    n = rows.to(tl.float32)
+    mean_here = pivot.to(tl.float64) + (s1 / n).to(tl.float64)
+    m2_here = tl.maximum(s2 - s1 * (s1 / n), 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+    parts = tl.load(part_ptr + 5)
+    slots_ptr = partials_ptr + tl.load(part_ptr + 3).to(tl.int64) * 3 * neurons + columns
+    arrived_ptr += language * lanes
+    last = parts == 1
+    if parts > 1:
+        slot_ptr = slots_ptr + tl.load(part_ptr + 4).to(tl.int64) * 3 * neurons
+        tl.store(slot_ptr, mean_here.to(tl.float32), in_row)
+        tl.store(slot_ptr + neurons, m2_here, in_row)
+        tl.store(slot_ptr + 2 * neurons, active.to(tl.float32), in_row)
+        tl.debug_barrier()  # stores of every thread before the arrival, which makes them visible to the last one
+        last = tl.atomic_add(arrived_ptr + strip, 1, sem="acq_rel") == parts - 1
+    if last:
+        at = language.to(tl.int64) * neurons + columns
+        before = tl.load(count_ptr + language)
+        total = before
+        mean = tl.load(mean_ptr + at, in_row, other=0.0)
+        m2 = tl.load(m2_ptr + at, in_row, other=0.0)
+        positives = tl.load(active_ptr + at, in_row, other=0)
+        if parts == 1:
+            total, mean, m2 = _merge(total, mean, m2, rows.to(tl.int64), mean_here, m2_here)
+            positives += active
         else:
-            hidden = observed
-        if hidden_ptr is not None:
-            to = hidden_ptr + rows[:, None] * hidden_stride + columns[None, :]
-            tl.store(to, hidden.to(hidden_ptr.dtype.element_ty), inside)
-        if OBSERVE == "hidden":
-            observed = hidden
-
-        language = tl.load(language_ptr + rows, in_column, other=-1)
-        # `languages` stands for "none": ids that do not count, and later those already done.
-        language = tl.where((language >= 0) & (language < languages), language, languages)
-        present = tl.min(language, axis=0)
-        while present < languages:
-            member = language == present
-            if present != current:
-                slot = (chunk * languages + current) * neurons + columns
-                spill = in_row & (current >= 0)
-                tl.store(mean_ptr + slot, pivot + mean, spill)
-                tl.store(m2_ptr + slot, m2, spill)
-                tl.store(active_ptr + slot, active, spill)
-                counts = tl.where(slots == current, count, counts)
-                count = tl.sum(tl.where(slots == present, counts, 0), axis=0)
-                slot = (chunk * languages + present) * neurons + columns
-                back = in_row & (count > 0)
-                # What one thread stores another may load back: all stores before all loads, and before later stores.
-                tl.debug_barrier()
-                pivot = tl.where(count > 0, tl.load(mean_ptr + slot, back, other=0.0), tile_mean(observed, member))
-                mean = tl.zeros((BLOCK_N,), tl.float32)
-                m2 = tl.load(m2_ptr + slot, back, other=0.0)
-                active = tl.load(active_ptr + slot, back, other=0)
-                tl.debug_barrier()
-                current = present
-            added, added_mean, added_m2, added_active = tile_moments(observed, member, pivot)
-            mean, m2 = merge(count.to(tl.float32), mean, m2, added.to(tl.float32), added_mean, added_m2)
-            active += added_active
-            count += added
-            language = tl.where(member, languages, language)
-            present = tl.min(language, axis=0)
-
-    slot = (chunk * languages + current) * neurons + columns
-    spill = in_row & (current >= 0)
-    tl.store(mean_ptr + slot, pivot + mean, spill)
-    tl.store(m2_ptr + slot, m2, spill)
-    tl.store(active_ptr + slot, active, spill)
-    counts = tl.where(slots == current, count, counts)
-    # Every strip counts the same tokens: the first one reports.
-    tl.store(count_ptr + chunk * languages + slots, counts, (slots < languages) & (strip == 0))
+            tl.debug_barrier()
+            part_ptr -= tl.load(part_ptr + 4) * COLUMNS
+            for _ in range(parts):
+                # .cg: from the second cache level, which all multiprocessors share.
+                mean_there = tl.load(slots_ptr, in_row, other=0.0, cache_modifier=".cg")
+                m2_there = tl.load(slots_ptr + neurons, in_row, other=0.0, cache_modifier=".cg")
+                positives += tl.load(slots_ptr + 2 * neurons, in_row, other=0.0, cache_modifier=".cg").to(tl.int64)
+                total, mean, m2 = _merge(total, mean, m2, tl.load(part_ptr + 1).to(tl.int64), mean_there, m2_there)
+                slots_ptr += 3 * neurons
+                part_ptr += COLUMNS
+            tl.store(arrived_ptr + strip, 0)
+        tl.store(mean_ptr + at, mean, in_row)
+        tl.store(m2_ptr + at, m2, in_row)
+        tl.store(active_ptr + at, positives, in_row)
+        tl.debug_barrier()
+        # Every strip has read the count before the last one changes it.
+        if tl.atomic_add(arrived_ptr + lanes - 1, 1, sem="acq_rel") == strips - 1:
+            tl.store(count_ptr + language, total)
+            tl.store(arrived_ptr + lanes - 1, 0)
 
 
 def swiglu_stats(
-    gate: Tensor, up: Tensor | None, language_ids: Tensor, num_languages: int, activation: str, observe: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gate: Tensor, up: Tensor | None, language_ids: Tensor, num_languages: int, activation: str, observe: str,
+    into: tuple[Tensor, Tensor, Tensor, Tensor] | None = None, plan: tuple[Tensor, ...] = (),
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """``hidden`` (tokens, neurons), count (L,) int64, mean and m2 (L, neurons) float64, active (L, neurons) int64.
 
-    Needs up to 12 bytes a chunk, language and neuron for partials (see ``launch.chunks``), touched only where used.
+    into: moments to merge those of this call into, in place (returned again); fresh ones by default.
+    plan: :func:`plan_rows` of ``language_ids``, made once for all layers; working memory in it is overwritten.
     """
-    hidden = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    return hidden, *_launch(gate, up, hidden, language_ids, num_languages, activation, observe)
-
-
-def _launch(
-    gate: Tensor, up: Tensor | None, hidden: Tensor | None, language_ids: Tensor, languages: int,
-    activation: str, observe: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     launch.check_rows("gate", gate)
     if up is not None:
         launch.check_like("up", up, gate)
-    launch.check_languages(language_ids, languages, gate)
+    launch.check_languages(language_ids, num_languages, gate)
     launch.check_choice("activation", activation, ACTIVATIONS)
     launch.check_choice("observable", observe, OBSERVABLES)
-    if hidden is None and observe == "gate":
-        up = None
     tokens, neurons = gate.shape
-    merger = Merger(languages, neurons, gate.device)
-    if tokens == 0:
-        return merger.moments()
-    tile = launch.strip(neurons, gate.element_size(), _BLOCK_T, max_warps=2)
-    strips = max(1, triton.cdiv(neurons, tile.block_n))
-    chunks = launch.chunks(tokens, strips, tile.block_t, launch.processors(gate.device))
-    partials = empty_partials(chunks.count, languages, neurons, gate.device)
-    with launch.on(gate.device):
-        swiglu_stats_kernel[(chunks.count * strips,)](
-            gate, up, hidden, language_ids.contiguous(), *partials,
-            tokens, neurons, languages, chunks.rows,
-            gate.stride(0), 0 if up is None else up.stride(0), 0 if hidden is None else hidden.stride(0),
-            ACTIVATION=activation, OBSERVE=observe, LANGUAGES=max(16, triton.next_power_of_2(languages)),
-            BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
-        )  # fmt: skip
-    merger.add(partials, chunks.count)
-    return merger.moments()
+    count, mean, m2, active = launch.zero_moments(num_languages, neurons, gate.device) if into is None else into
+    hidden = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    if tokens > 0:
+        order, parts, arrived, partials = RowPlan(*plan) if plan else plan_rows(language_ids, num_languages, neurons)
+        tile = launch.strip(neurons, gate.element_size(), BLOCK_T, max_warps=2)
+        # One program even where there are no neurons: it counts the tokens.
+        strips = max(1, triton.cdiv(neurons, tile.block_n))
+        with launch.on(gate.device):
+            swiglu_stats_kernel[(parts.shape[0] * strips,)](
+                gate, up, hidden, order, parts, arrived, partials, count, mean, m2, active,
+                neurons, num_languages, arrived.shape[1],
+                gate.stride(0), 0 if up is None else up.stride(0), hidden.stride(0),
+                ACTIVATION=activation, OBSERVE=observe, COLUMNS=COLUMNS,
+                BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
+            )  # fmt: skip
+    return hidden, count, mean, m2, active

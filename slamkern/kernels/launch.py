@@ -18,6 +18,8 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _VECTOR_BYTES = 16
 _WARP = 32
 _MAX_ROW_BYTES = 65536  # of a row that is held in registers
+# Rows of a tile of the statistics kernel: 4 loads of 16 bytes in flight a thread and matrix; 8 take 235 registers.
+STATS_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,6 @@ class Strip:
     block_t: int
     block_n: int
     num_warps: int
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """Rows split into ``count`` equal chunks of ``rows`` (the last one shorter), one program a chunk and strip."""
-
-    rows: int
-    count: int
 
 
 def ceil_div(x: int, y: int) -> int:
@@ -67,18 +61,32 @@ def whole_rows(width: int, itemsize: int) -> Strip:
     return Strip(max(1, per_warp // block_n), block_n, min(16, max(1, block_n // per_warp)))
 
 
-def chunks(tokens: int, strips: int, block_t: int, processors: int) -> Chunks:
-    """Row chunks of the statistics kernel: one wave of programs, so that partials stay few and work stays even.
+def part_rows(tokens: int, neurons: int, processors: int) -> int:
+    """Rows of one program of the statistics kernel: parts enough for one wave of programs over all strips.
 
     Six programs of two warps and up to 168 registers a thread are resident on a multiprocessor of every target, with
-    48 KiB of loads in flight. So partials take at most 5 MB a language on 132 multiprocessors, whatever the number of
-    tokens. A chunk has at least 64 rows: its partials (12 bytes a neuron and language present, written and read once)
-    then cost a few percent of the rows' traffic, and under 1 % from 400 rows on.
+    48 KiB of loads in flight. At least 64 rows, so that what a part stores and merges (24 bytes a neuron) is a few
+    percent of what its rows move, and at most 512, which bounds how much the sums of a part can round.
     """
-    wave = max(1, 6 * processors // strips)
-    wanted = max(1, min(wave, ceil_div(tokens, 64)))
-    rows = ceil_div(ceil_div(tokens, wanted), block_t) * block_t
-    return Chunks(rows, ceil_div(tokens, rows))
+    strips = ceil_div(max(1, neurons), 512)
+    wanted = max(1, 6 * processors // strips)
+    return min(512, max(64, ceil_div(ceil_div(tokens, wanted), STATS_ROWS) * STATS_ROWS))
+
+
+def most_strips(neurons: int) -> int:
+    """How many strips a row has at most: the narrowest is one warp of float32."""
+    return max(1, ceil_div(neurons, _WARP * _VECTOR_BYTES // 4))
+
+
+def zero_moments(languages: int, neurons: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """count (languages,) int64, mean and M2 (languages, neurons) float64, active int64, of nothing."""
+    shape = (languages, neurons)
+    return (
+        torch.zeros(languages, dtype=torch.int64, device=device),
+        torch.zeros(shape, dtype=torch.float64, device=device),
+        torch.zeros(shape, dtype=torch.float64, device=device),
+        torch.zeros(shape, dtype=torch.int64, device=device),
+    )
 
 
 def processors(device: torch.device) -> int:

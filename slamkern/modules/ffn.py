@@ -23,17 +23,7 @@ from slamkern.modules.fp8_linear import FP8Linear, weight_of
 from slamkern.modules.surgery import Extended, extend, restore
 from slamkern.modules.trained_neurons import TrainedNeurons
 from slamkern.ops import glu
-from slamkern.ops.moments import Moments
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What one layer records: ids of the tokens in flight, how many languages, which tensor, and where to add."""
-
-    language_ids: Tensor  # (tokens,) int32
-    num_languages: int
-    observe: str
-    moments: Moments
+from slamkern.ops.moments import Recording
 
 
 @dataclass
@@ -65,33 +55,13 @@ class FFN:
             )
         return recording
 
-    def options(self, recording: Recording | None) -> ffn_autograd.FFNOptions:
-        """What the fused forward is told beside its tensors."""
-        if recording is None:
-            return ffn_autograd.FFNOptions(self.activation, self.backend, self.recompute)
-        return ffn_autograd.FFNOptions(
-            self.activation, self.backend, self.recompute, recording.num_languages, recording.observe
-        )
-
     def combine(self, gate: Tensor, up: Tensor | None) -> Tensor:
         """Activation and product over (..., neurons), with the statistics of a recording where there is one."""
         shape = gate.shape
         gate = gate.reshape(-1, shape[-1])
         up = None if up is None else up.reshape(-1, shape[-1])
         recording = self.recording_of(gate.shape[0])
-        if recording is None:
-            return glu.eager_swiglu(gate, up, self.activation, self.backend).view(shape)
-        hidden, *moments = glu.eager_swiglu_stats(
-            gate,
-            up,
-            recording.language_ids,
-            recording.num_languages,
-            self.activation,
-            recording.observe,
-            self.backend,
-        )
-        recording.moments.add_(Moments(*moments))
-        return hidden.view(shape)
+        return glu.combine(gate, up, self.activation, self.backend, recording).view(shape)
 
 
 class Fused(Extended):
@@ -136,7 +106,7 @@ class FusedGated(Fused):
             return down(ffn.combine(gate(x), up(x)))
         tokens = x.reshape(-1, x.shape[-1])
         recording = ffn.recording_of(tokens.shape[0])
-        y, *moments = ffn_autograd.GatedFFN.apply(
+        y = ffn_autograd.GatedFFN.apply(
             tokens,
             weight_of(gate),
             weight_of(up),
@@ -145,11 +115,8 @@ class FusedGated(Fused):
             up.bias,
             down.bias,
             *((None, None, None) if trained is None else (trained.up, trained.down, trained.neurons)),
-            recording.language_ids if recording else None,
-            ffn.options(recording),
+            ffn_autograd.FFNOptions(ffn.activation, ffn.backend, ffn.recompute, recording),
         )
-        if recording is not None:
-            recording.moments.add_(Moments(*moments))
         return y.view(*x.shape[:-1], y.shape[-1])
 
 

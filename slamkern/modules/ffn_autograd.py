@@ -19,8 +19,8 @@ With ``recompute`` only ``x`` is saved and gate and up are computed again: one m
 ``h`` is never saved beside gate and up: the backward kernel makes it again while it reads them.
 A frozen weight may be in FP8 (fp8_linear.py): what is saved stays the same. Beside trained neurons none is.
 
-Statistics, where asked for, come out beside ``y`` without a gradient; whether they are recorded changes nothing that
-is saved, so checkpointing sees the same forward twice. Not here: the choice of which FFN runs through this (ffn.py).
+Statistics, where asked for, are merged into a recording on the way; nothing that is saved changes by it, so
+checkpointing sees the same forward twice. Not here: the choice of which FFN runs through this (ffn.py).
 """
 
 from typing import Any, NamedTuple
@@ -31,16 +31,16 @@ from torch.autograd.function import once_differentiable
 
 from slamkern.modules.fp8_linear import FP8Weight, Weight, input_gradient, project
 from slamkern.ops import glu
+from slamkern.ops.moments import Recording
 
 
 class FFNOptions(NamedTuple):
-    """What is not a tensor: activation, backend of the ops, whether to recompute, what to observe of how many."""
+    """What is not a tensor: activation, backend of the ops, whether to recompute gate and up, what to record."""
 
     activation: str
     backend: str
     recompute: bool = False
-    num_languages: int = 0
-    observe: str = "gate"
+    recording: Recording | None = None
 
 
 class GatedFFN(torch.autograd.Function):
@@ -48,7 +48,7 @@ class GatedFFN(torch.autograd.Function):
 
     ``up_rows`` (selected, hidden_size) and ``down_columns`` (hidden_size, selected) stand for rows of ``w_up`` and
     columns of ``w_down``, which already hold their values: they only receive the gradient of those ``neurons``
-    (selected,) int64. Returns ``(y,)``, or ``(y, count, mean, m2, active)`` where ``language_ids`` is given.
+    (selected,) int64.
     """
 
     @staticmethod
@@ -64,24 +64,10 @@ class GatedFFN(torch.autograd.Function):
         up_rows: Tensor | None,
         down_columns: Tensor | None,
         neurons: Tensor | None,
-        language_ids: Tensor | None,
         options: FFNOptions,
-    ) -> tuple[Tensor, ...]:
+    ) -> Tensor:
         gate, up = project(x, (w_gate, b_gate), (w_up, b_up))
-        moments: list[Tensor] = []
-        if language_ids is None:
-            hidden = glu.eager_swiglu(gate, up, options.activation, options.backend)
-        else:
-            hidden, *moments = glu.eager_swiglu_stats(
-                gate,
-                up,
-                language_ids,
-                options.num_languages,
-                options.activation,
-                options.observe,
-                options.backend,
-            )
-            ctx.mark_non_differentiable(*moments)
+        hidden = glu.combine(gate, up, options.activation, options.backend, options.recording)
         (y,) = project(hidden, (w_down, b_down))
 
         need_dx, dw_gate, dw_up, dw_down, db_gate, db_up, _, d_rows, d_columns, *_ = ctx.needs_input_grad
@@ -105,11 +91,11 @@ class GatedFFN(torch.autograd.Function):
         )
         ctx.options, ctx.every, ctx.some = options, every, some
         ctx.in_fp8 = [weight if isinstance(weight, FP8Weight) else None for weight in (w_gate, w_up, w_down)]
-        return y, *moments
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, up, hidden, *weights, b_gate, b_up, down_columns, neurons = ctx.saved_tensors
         w_gate, w_up, w_down = (saved if fp8 is None else fp8 for saved, fp8 in zip(weights, ctx.in_fp8, strict=True))
         options: FFNOptions = ctx.options
@@ -149,4 +135,4 @@ class GatedFFN(torch.autograd.Function):
         if need_dw_down:
             dw_down = grad_y.T @ hidden
         db_down = grad_y.sum(0) if need_db_down else None
-        return dx, dw_gate, dw_up, dw_down, db_gate, db_up, db_down, d_rows, d_columns, None, None, None
+        return dx, dw_gate, dw_up, dw_down, db_gate, db_up, db_down, d_rows, d_columns, None, None

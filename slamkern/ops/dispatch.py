@@ -56,6 +56,18 @@ def backend_for(backend: str, device_type: str, dtype: torch.dtype) -> ModuleTyp
     return BACKENDS[name]
 
 
+def plan_rows(
+    backend: str, language_ids: Tensor, num_languages: int, neurons: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """What statistics of a batch need to know of its ids (tokens,) int32, once for all layers: nothing but in Triton.
+
+    A plan is on ``device``, and holds working memory that one call at a time may use.
+    """
+    if backend_for(backend, device.type, dtype) is not kernels:
+        return ()
+    return kernels.plan_rows(language_ids, num_languages, neurons, device)
+
+
 def readable(x: Tensor) -> Tensor:
     """``x`` as every backend reads it, in rows whose last dimension is contiguous: gradients of sums have stride 0."""
     return x if x.stride(-1) == 1 else x.contiguous()

@@ -4,18 +4,24 @@ Nothing but this and norm_fp8.py registers an op. An implementation only picks t
 it; the public functions below check their arguments and return :class:`Moments`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from slamkern.errors import SlamkernError
 from slamkern.ops import reference
 from slamkern.ops.dispatch import backend_for, eager_op, readable
-from slamkern.ops.moments import Moments
+from slamkern.ops.moments import Moments, Recording, merge_moments_
 
 _library = torch.library.Library("slamkern", "DEF")
 _ARGS = "Tensor gate, Tensor? up, Tensor language_ids, int num_languages, str activation, str observe, str backend"
 _library.define("swiglu(Tensor gate, Tensor? up, str activation, str backend) -> Tensor")
 _library.define(f"swiglu_stats({_ARGS}) -> (Tensor hidden, Tensor count, Tensor mean, Tensor m2, Tensor active)")
+_library.define(
+    "swiglu_record(Tensor gate, Tensor? up, Tensor language_ids, Tensor(a!)[] moments, Tensor(b!)[] plan,"
+    " str activation, str observe, str backend) -> Tensor"
+)
 _library.define(
     "swiglu_backward(Tensor grad_hidden, Tensor gate, Tensor? up, str activation, bool need_hidden, str backend,"
     " bool need_gate=True) -> (Tensor grad_gate, Tensor grad_up, Tensor hidden)"
@@ -34,6 +40,22 @@ def _swiglu_stats(
     return module.swiglu_stats(
         readable(gate), up if up is None else readable(up), ids, num_languages, activation, observe
     )
+
+
+def _swiglu_record(
+    gate: Tensor,
+    up: Tensor | None,
+    ids: Tensor,
+    moments: Sequence[Tensor],
+    plan: Sequence[Tensor],
+    activation: str,
+    observe: str,
+    backend: str,
+) -> Tensor:
+    module = backend_for(backend, gate.device.type, gate.dtype)
+    num_languages, into = moments[0].shape[0], tuple(moments)
+    up = up if up is None else readable(up)
+    return module.swiglu_stats(readable(gate), up, ids, num_languages, activation, observe, into, plan)[0]
 
 
 def _swiglu_backward(
@@ -56,13 +78,14 @@ def _swiglu_backward(
 for _name, _implementation in (
     ("swiglu", _swiglu),
     ("swiglu_stats", _swiglu_stats),
+    ("swiglu_record", _swiglu_record),
     ("swiglu_backward", _swiglu_backward),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
 
 # What the autograd Functions and the modules of the package call.
 eager_swiglu = eager_op("swiglu", _swiglu)
-eager_swiglu_stats = eager_op("swiglu_stats", _swiglu_stats)
+eager_swiglu_record = eager_op("swiglu_record", _swiglu_record)
 eager_swiglu_backward = eager_op("swiglu_backward", _swiglu_backward)
 
 
@@ -88,6 +111,11 @@ def _(gate, up, activation, backend):  # type: ignore[no-untyped-def]
 @torch.library.register_fake("slamkern::swiglu_stats", lib=_library)
 def _(gate, up, language_ids, num_languages, activation, observe, backend):  # type: ignore[no-untyped-def]
     return _empty_hidden(gate), *_empty_moments(gate, num_languages)
+
+
+@torch.library.register_fake("slamkern::swiglu_record", lib=_library)
+def _(gate, up, language_ids, moments, plan, activation, observe, backend):  # type: ignore[no-untyped-def]
+    return _empty_hidden(gate)
 
 
 @torch.library.register_fake("slamkern::swiglu_backward", lib=_library)
@@ -128,6 +156,21 @@ torch.library.register_autograd("slamkern::swiglu", _differentiate_swiglu, setup
 torch.library.register_autograd(
     "slamkern::swiglu_stats", _differentiate_swiglu_stats, setup_context=_setup_swiglu_stats, lib=_library
 )
+
+
+def combine(gate: Tensor, up: Tensor | None, activation: str, backend: str, recording: Recording | None) -> Tensor:
+    """``hidden`` of (tokens, neurons), and the statistics of a recording added to its moments, in one launch."""
+    if recording is None:
+        return eager_swiglu(gate, up, activation, backend)
+    if torch.is_grad_enabled():  # autograd has formulas for ops that change nothing in place
+        hidden, moments = swiglu_stats(
+            gate, up, recording.language_ids, recording.moments.count.shape[0], activation, recording.observe, backend
+        )
+        assert moments is not None
+        merge_moments_(recording.moments.tensors, moments.tensors)
+        return hidden
+    state, plan = list(recording.moments.tensors), list(recording.plan)
+    return eager_swiglu_record(gate, up, recording.language_ids, state, plan, activation, recording.observe, backend)
 
 
 def _check(gate: Tensor, up: Tensor | None, activation: str) -> None:

@@ -11,6 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+StatsTensors = tuple[Tensor, Tensor, Tensor, Tensor]  # count, mean, m2, active
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -23,7 +25,7 @@ class Moments:
 
     @classmethod
     def zeros(cls, languages: int, neurons: int, device: torch.device | str = "cpu") -> Self:
-        """Moments of nothing, ready for :meth:`add_`."""
+        """Moments of nothing, to merge into."""
         return cls(
             torch.zeros(languages, dtype=torch.int64, device=device),
             torch.zeros(languages, neurons, dtype=torch.float64, device=device),
@@ -31,11 +33,28 @@ class Moments:
             torch.zeros(languages, neurons, dtype=torch.int64, device=device),
         )
 
-    def add_(self, other: "Moments") -> None:
-        """Merge ``other`` into these tensors in place, without a host synchronisation."""
-        merge_(self.count[:, None], self.mean, self.m2, other.count[:, None], other.mean, other.m2)
-        self.count.add_(other.count)
-        self.active.add_(other.active)
+    @property
+    def tensors(self) -> StatsTensors:
+        return self.count, self.mean, self.m2, self.active
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a forward over one batch adds to, and how."""
+
+    language_ids: Tensor  # (tokens,) int32, -1 for none
+    observe: str
+    moments: Moments  # merged into in place
+    plan: tuple[Tensor, ...] = ()  # dispatch.plan_rows of language_ids, the same for every layer
+
+
+def merge_moments_(into: StatsTensors, added: StatsTensors) -> StatsTensors:
+    """``into``, after merging ``added`` into it in place, without a host synchronization."""
+    count, mean, m2, active = into
+    merge_(count[:, None], mean, m2, added[0][:, None], added[1], added[2])
+    count.add_(added[0])
+    active.add_(added[3])
+    return into
 
 
 def merge_(count: Tensor, mean: Tensor, m2: Tensor, other_count: Tensor, other_mean: Tensor, other_m2: Tensor) -> None:

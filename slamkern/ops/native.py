@@ -10,7 +10,7 @@ Not here: the choice of backend and autograd (glu.py).
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from slamkern.errors import SlamkernError
 from slamkern.ops import caching_allocator
+from slamkern.ops.moments import StatsTensors, merge_moments_
 from slamkern.ops.reference import quantize_rows, rms_norm, rms_norm_backward
 
 __all__ = [
@@ -129,7 +130,14 @@ def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
 
 
 def swiglu_stats(
-    gate: Tensor, up: Tensor | None, language_ids: Tensor, num_languages: int, activation: str, observe: str
+    gate: Tensor,
+    up: Tensor | None,
+    language_ids: Tensor,
+    num_languages: int,
+    activation: str,
+    observe: str,
+    into: StatsTensors | None = None,
+    plan: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``hidden`` and the moments of the observed tensor: (hidden, count, mean, m2, active) as in reference.py.
 
@@ -169,7 +177,8 @@ def swiglu_stats(
         active.data_ptr(),
         workspace.data_ptr(),
     )
-    return hidden, count, mean, m2, active
+    moments = (count, mean, m2, active)
+    return hidden, *(moments if into is None else merge_moments_(into, moments))
 
 
 def swiglu_backward(

@@ -7,15 +7,18 @@ statistics. Arithmetic is float32 (float64 for float64 inputs), ``hidden`` is ro
 Not here: autograd (glu.py), state across calls (probe/stats.py).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from slamkern.ops.moments import StatsTensors, merge_moments_
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 OBSERVABLES = ("gate", "hidden")
 NORM_STYLES = ("llama", "olmo2", "gemma")  # Llama's, OLMo 2's, Gemma's
 _LEAST_SCALE = 2.0**-126
-StatsTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def unavailable_reason(device_type: str) -> str | None:
@@ -48,18 +51,26 @@ def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
 
 
 def swiglu_stats(
-    gate: Tensor, up: Tensor | None, language_ids: Tensor, num_languages: int, activation: str, observe: str
+    gate: Tensor,
+    up: Tensor | None,
+    language_ids: Tensor,
+    num_languages: int,
+    activation: str,
+    observe: str,
+    into: StatsTensors | None = None,
+    plan: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``hidden`` and the moments of the observed tensor per language and neuron.
 
     Returns ``hidden`` (tokens, neurons), ``count`` (languages,) int64, ``mean`` and ``m2`` (languages, neurons)
     float64, ``active`` (languages, neurons) int64. ``observe="gate"`` looks at ``act_fn(gate)``,
     ``observe="hidden"`` at ``act_fn(gate) * up``; ``m2`` is the sum of squared deviations from the mean.
+    The moments are merged ``into`` those of earlier calls in place, where given. Only Triton has use for ``plan``.
     """
     activated = activate(_wide(gate), activation)
     hidden = activated if up is None else activated * _wide(up)
     moments = _moments(hidden if observe == "hidden" else activated, language_ids, num_languages)
-    return hidden.to(gate.dtype), *moments
+    return hidden.to(gate.dtype), *(moments if into is None else merge_moments_(into, moments))
 
 
 def _moments(observed: Tensor, language_ids: Tensor, num_languages: int) -> StatsTensors:

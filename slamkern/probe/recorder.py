@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
-from slamkern.modules.ffn import FFN, Recording
+from slamkern.modules.ffn import FFN
 from slamkern.modules.patch import fused_ffns, patched
-from slamkern.ops.moments import Moments, merge_
+from slamkern.ops.dispatch import plan_rows
+from slamkern.ops.moments import Moments, Recording, merge_
 from slamkern.ops.reference import OBSERVABLES
 from slamkern.probe.stats import ActivationStats, QuestionGroups, model_signature
 
@@ -34,6 +35,7 @@ class Recorder:
         if layers != list(range(len(layers))):
             raise SlamkernError(f"only layers {layers} are fused; statistics need every layer from 0")
         slots = len(self.languages) * max(1, groups)
+        self._dtype = next(model.parameters()).dtype
         self._moments = [Moments.zeros(slots, ffn.neurons, _device(model, ffn)) for ffn in self._ffns]
 
     @contextmanager
@@ -55,9 +57,15 @@ class Recorder:
         if group_ids is not None:
             slots = torch.where(language_ids < 0, -1, language_ids * self.groups + group_ids)
         slots = slots.reshape(-1).to(torch.int32)
-        placed = {moments.count.device: slots.to(moments.count.device) for moments in self._moments}
+        placed, plans = {}, {}
         for ffn, moments in zip(self._ffns, self._moments, strict=True):
-            ffn.recording = Recording(placed[moments.count.device], moments.count.shape[0], self.observe, moments)
+            device = moments.count.device
+            if device not in placed:
+                placed[device] = slots.to(device)
+                plans[device] = plan_rows(ffn.backend, slots, moments.count.shape[0], ffn.neurons, device, self._dtype)
+        for ffn, moments in zip(self._ffns, self._moments, strict=True):
+            device = moments.count.device
+            ffn.recording = Recording(placed[device], self.observe, moments, plans[device])
         try:
             yield
         finally:

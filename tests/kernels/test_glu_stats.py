@@ -9,7 +9,7 @@ from support.kernel_checks import DEVICE, DTYPES, assert_as_good, assert_moments
 pytest.importorskip("triton")
 from slamkern import kernels
 from slamkern.errors import SlamkernError
-from slamkern.kernels import launch, merge_moments
+from slamkern.kernels import launch
 from slamkern.ops import reference
 
 
@@ -24,7 +24,7 @@ def check(gate, up, ids, languages, activation="silu", observe="gate", tolerance
 @pytest.mark.parametrize("observe", ["gate", "hidden"])
 @pytest.mark.parametrize("layout", ["grouped", "mixed", "ignored"])
 def test_layouts(layout, observe):
-    # 150 rows: two chunks of 64 and more, and a last tile that is not full; 40 columns: a strip that is not full
+    # 150 rows: languages of one part and of two, and tiles that are not full; 40 columns: a strip that is not full
     gate, up = normal(150, 40), normal(150, 40, seed=1)
     check(gate, up, language_ids(layout, 150, 3), 3, observe=observe)
 
@@ -81,42 +81,63 @@ def test_bitwise_repeatable_and_nothing_left_unwritten(monkeypatch):
         assert torch.equal(before, after)
 
 
-def test_rounds_merge_like_one():
-    rows = normal(12, 8, seed=3).double()
-    counts = torch.tensor([[3, 0], [4, 2], [0, 3]], dtype=torch.int32)
-    partials = merge_moments.empty_partials(3, 2, 8, torch.device(DEVICE))
-    partials[0].copy_(counts)
-    truth = []
-    start = 0
-    for part in range(3):
-        for language in range(2):
-            some = rows[start : start + counts[part, language]]
-            start += len(some)
-            if len(some):
-                partials[1][part, language] = some.mean(0).float()
-                partials[2][part, language] = (some - some.mean(0)).square().sum(0).float()
-                partials[3][part, language] = (some > 0).sum(0)
-                truth.append((language, some))
-    merger = merge_moments.Merger(2, 8, torch.device(DEVICE))
-    merger.add(partials, 1)
-    merger.add(tuple(x[1:] for x in partials), 2)
-    languages = [torch.cat([some for which, some in truth if which == language]) for language in range(2)]
-    expected = (
-        torch.tensor([len(x) for x in languages], device=DEVICE),
-        torch.stack([x.mean(0) for x in languages]),
-        torch.stack([(x - x.mean(0)).square().sum(0) for x in languages]),
-        torch.stack([(x > 0).sum(0) for x in languages]),
-    )
-    assert_moments(merger.moments(), expected)
+@pytest.mark.parametrize("layout", ["grouped", "mixed"])
+def test_batches_merge_into_the_moments_of_earlier_ones(layout):
+    gate, up = normal(300, 40, seed=3), normal(300, 40, seed=4)
+    ids = language_ids(layout, 300, 3)
+    into = launch.zero_moments(3, 40, gate.device)
+    for rows in (slice(0, 200), slice(200, 201), slice(201, 300)):
+        plan = kernels.plan_rows(ids[rows], 3, 40)
+        for _ in range(2):  # two layers with one plan: what a launch leaves behind in it disturbs no other
+            other = launch.zero_moments(3, 40, gate.device)
+            kernels.swiglu_stats(gate[rows], up[rows], ids[rows], 3, "silu", "gate", other, plan)
+        returned = kernels.swiglu_stats(gate[rows], up[rows], ids[rows], 3, "silu", "gate", into, plan)[1:]
+        assert all(a is b for a, b in zip(returned, into, strict=True))
+        assert_moments(other, kernels.swiglu_stats(gate[rows], up[rows], ids[rows], 3, "silu", "gate")[1:])
+        assert not plan.arrived.any()
+    assert_moments(into, reference.swiglu_stats(gate.double(), up.double(), ids, 3, "silu", "gate")[1:])
+
+
+def test_an_outlier_among_the_first_rows_does_not_spoil_the_variance():
+    gate = normal(600, 16, scale=0.1) + 1
+    for row in (0, 1, 3, 40):
+        gate[row] += 1000
+    ids = torch.zeros(600, dtype=torch.int32, device=DEVICE)
+    *_, m2, _ = kernels.swiglu_stats(gate, None, ids, 1, "relu", "gate")
+    exact = reference.swiglu_stats(gate.double(), None, ids, 1, "relu", "gate")[3]
+    assert ((m2 - exact).abs() / exact).max() < 1e-5
+
+
+@pytest.mark.parametrize("languages", [1, 10, 80, 256])
+def test_a_plan_covers_every_token_once_and_its_memory_does_not_grow_with_languages(languages):
+    tokens, neurons = 3000, 1024
+    ids = language_ids("mixed", tokens, languages)
+    plan = kernels.plan_rows(ids, languages, neurons)
+    first, rows, language, slot, before, parts = (column.tolist() for column in plan.parts.cpu().T)
+    assert plan.order.sort().values.tolist() == list(range(tokens))
+    assert sum(rows) == tokens and max(rows) <= launch.part_rows(tokens, neurons, launch.processors(gate_device()))
+    seen = torch.where((ids >= 0) & (ids < languages), ids, languages)[plan.order.long()].cpu()
+    taken = set()
+    for part in range(len(rows)):
+        assert (seen[first[part] : first[part] + rows[part]] == language[part]).all()
+        if parts[part] > 1 and language[part] < languages:
+            taken.add(slot[part] + before[part])
+    alone = kernels.plan_rows(torch.zeros_like(ids), 1, neurons)
+    assert plan.partials.shape == alone.partials.shape
+    assert not taken or max(taken) < plan.partials.shape[0]
+    assert len(taken) == sum(n > 1 and i < languages for n, i in zip(parts, language, strict=True))
+
+
+def gate_device():
+    return torch.device(DEVICE)
 
 
 @pytest.mark.parametrize(("tokens", "neurons"), [(1, 64), (4096, 1536), (4096, 11008), (32768, 11008), (10**6, 14336)])
-def test_chunks_cover_all_rows_in_one_wave(tokens, neurons):
+def test_parts_fill_one_wave_unless_they_would_be_too_long_or_too_short(tokens, neurons):
+    rows = launch.part_rows(tokens, neurons, 132)
     strips = launch.ceil_div(neurons, 512)
-    chunks = launch.chunks(tokens, strips, 4, 132)
-    assert chunks.rows * (chunks.count - 1) < tokens <= chunks.rows * chunks.count
-    assert chunks.rows % 4 == 0
-    assert chunks.count * strips <= max(6 * 132, strips)
+    assert rows % launch.STATS_ROWS == 0 and 64 <= rows <= 512
+    assert rows == 512 or launch.ceil_div(tokens, rows) * strips <= max(6 * 132, strips)
 
 
 def test_what_is_refused():

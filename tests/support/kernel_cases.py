@@ -11,11 +11,16 @@ from slamkern.kernels import (
     glu,
     glu_stats,
     launch,
-    merge_moments,
     rmsnorm,
+    row_plan,
 )  # fmt: skip
 
-_STATS = {"language_ptr": "*i32", "count_ptr": "*i32", "mean_ptr": "*fp32", "m2_ptr": "*fp32", "active_ptr": "*i32"}
+_STATS = {
+    **dict.fromkeys(("order_ptr", "parts_ptr", "arrived_ptr"), "*i32"),
+    **dict.fromkeys(("count_ptr", "active_ptr"), "*i64"),
+    **dict.fromkeys(("mean_ptr", "m2_ptr"), "*fp64"),
+    "partials_ptr": "*fp32",
+}
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,8 @@ def _elementwise() -> dict[str, Case]:
         glu_stats.swiglu_stats_kernel,
     )
     matrices, grads = ("gate", "up", "hidden"), ("grad", "gate", "up", "grad_gate", "grad_up", "hidden")
-    gate = {"OBSERVE": "gate", "LANGUAGES": 16}
-    hidden = {"OBSERVE": "hidden", "LANGUAGES": 32}
-    merge = {
-        **_pointers("i32", "part_count", "part_active"),
-        **_pointers("fp32", "part_mean", "part_m2"),
-        **_pointers("i64", "count", "active"),
-        **_pointers("fp64", "mean", "m2"),
-    }
-    blocks = {"BLOCK_P": merge_moments.Merger._BLOCK_P}
-    merge_tile = launch.Strip(0, merge_moments.Merger._BLOCK_N, 4)
+    gate = {"OBSERVE": "gate", "COLUMNS": row_plan.COLUMNS}
+    hidden = {"OBSERVE": "hidden", "COLUMNS": row_plan.COLUMNS}
     row = launch.whole_rows(4096, 2)
     norm = {**_pointers("bf16", "x", "weight", "y", "grad", "dx"), **_pointers("fp32", "rstd"), "eps": "fp32"}
     return {
@@ -85,7 +82,6 @@ def _elementwise() -> dict[str, Case]:
         "swiglu_stats fp32 silu gate": Case(
             stats, _pointers("fp32", *matrices) | _STATS, {"ACTIVATION": "silu"} | gate, two[4], (), wide
         ),
-        "merge_partials": Case(merge_moments.merge_partials_kernel, merge, {"CONTINUE": True} | blocks, merge_tile),
         "rms_norm bf16": Case(rmsnorm.rms_norm_kernel, norm, {"STYLE": "llama"}, row, (), wide),
         "rms_norm_backward bf16": Case(rmsnorm.rms_norm_backward_kernel, norm, {"STYLE": "llama"}, row, (), wide),
     }
