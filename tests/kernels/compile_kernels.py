@@ -22,10 +22,12 @@ if __name__ == "__main__":  # a test that imports this to read it has chosen the
 
 import triton
 from support.kernel_cases import IMPOSSIBLE, Case, cases  # noqa: F401 - the test reads all of them here
+from support.machine_code import hot_part, instructions
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 TARGETS = (80, 90, 100)
+LIMITS = ("registers", "shared", "instructions", "barriers")
 BUDGETS = Path(__file__).with_name("kernel_budgets.json")
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _USAGE = (_TOOLS / "cuobjdump", "--dump-resource-usage")
@@ -63,13 +65,17 @@ def compile_case(case: Case, target: int) -> dict[str, Any]:
             subprocess.run([*tool, cubin.name], capture_output=True, text=True, check=True).stdout
             for tool in (_USAGE, _CODE)
         )
-    instructions = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", code, re.MULTILINE)
-    count = {name: sum(bool(re.match(pattern, op)) for op in instructions) for name, pattern in _PATTERNS.items()}
+    operations, hot = instructions(code), hot_part(code)
+    count = {name: sum(bool(re.match(pattern, op)) for op in operations) for name, pattern in _PATTERNS.items()}
+    elements = case.tile.block_t * case.tile.block_n / (32 * case.tile.num_warps)
     count["no_narrow_loads"] = not count.pop("narrow_loads")
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "shared": compiled.metadata.shared,
+        # Of a thread for each element of its tile, in the loop over tiles where there is one.
+        "instructions": round(len(hot) / elements, 1),
+        "barriers": sum(name.startswith("BAR") for name in hot),
     } | count
 
 
@@ -86,8 +92,8 @@ def measure(target: int) -> dict[str, dict[str, Any]]:
     return {name: compile_case(case, target) for name, case in cases(target).items()}
 
 
-def violations(measured: dict[str, Any], budget: dict[str, int], expect: tuple[str, ...]) -> list[str]:
-    """What a kernel does that it must not: spills, more registers or shared memory than budgeted, a slow path."""
+def violations(measured: dict[str, Any], budget: dict[str, float], expect: tuple[str, ...]) -> list[str]:
+    """What a kernel does that it must not: spills, more than budgeted, a slow path."""
     found = [f"{measured[name]} {name}" for name in ("spills", "stack") if measured[name]]
     found += [f"{measured[name]} {name}, budget {budget[name]}" for name in budget if measured[name] > budget[name]]
     return found + [f"no {name}" for name in expect if not measured[name]]
@@ -103,8 +109,7 @@ def write_budgets() -> None:
     for target in TARGETS:
         needs = {
             name: {
-                limit: max(need[limit], before.get(f"sm_{target}", {}).get(name, {}).get(limit, 0))
-                for limit in ("registers", "shared")
+                limit: max(need[limit], before.get(f"sm_{target}", {}).get(name, {}).get(limit, 0)) for limit in LIMITS
             }
             for name, need in measure(target).items()
         }

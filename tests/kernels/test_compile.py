@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.machine_code import hot_part, instructions
 
 pytest.importorskip("triton")
 if importlib.util.find_spec("triton.backends.nvidia") is None:
@@ -48,9 +49,45 @@ def test_what_a_target_cannot_have_is_named_with_its_reason():
     assert "e4m3" in gate.IMPOSSIBLE[80]["quantize_rows"] and set(gate.cases(90)) == set(gate.cases(100))
 
 
+# An H200: 132 multiprocessors that issue 4 instructions for 32 threads each cycle, 1.755 GHz; 4.2 TB/s of copying.
+ISSUED, COPIED = 132 * 4 * 32 * 1.755e9, 4.2e12
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_an_element"),
+    [("swiglu bf16 silu", 6), ("swiglu_stats bf16 silu gate", 6), ("swiglu_backward bf16 silu", 10)],
+)
+def test_memory_not_the_issue_rate_is_the_limit(name, bytes_an_element):
+    """At most 60 % of the instructions that can be issued while the bytes of an element are moved."""
+    share = BUDGETS["sm_90"][name]["instructions"] * COPIED / bytes_an_element / ISSUED
+    assert share <= 0.6
+
+
+LOOP = """
+.L_x_1:
+        /*0010*/                   LDG.E.128 R4, [R2.64] ;
+        /*0020*/              @!P0 BRA `(.L_x_2) ;
+        /*0030*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+.L_x_3:
+        /*0040*/                   FADD R1, R1, R2 ;
+        /*0050*/               @P1 BRA `(.L_x_3) ;
+.L_x_2:
+        /*0060*/                   STG.E.128 [R8.64], R4 ;
+        /*0070*/               @P0 BRA `(.L_x_1) ;
+        /*0080*/                   EXIT ;
+        /*0090*/                   NOP ;
+"""
+
+
+def test_the_hot_part_is_the_loop_over_tiles():
+    assert [name.split(".")[0] for name in hot_part(LOOP)] == ["LDG", "BRA", "BAR", "FADD", "BRA", "STG", "BRA"]
+    straight = LOOP.replace("@P0 BRA `(.L_x_1)", "@P0 BRA `(.L_x_4)")
+    assert len(hot_part(straight)) == len(instructions(straight)) - 1 == 8
+
+
 def test_the_gate_can_close():
-    budget = {"registers": 128, "shared": 1024}
-    good = {"spills": 0, "stack": 0, "registers": 128, "shared": 1024, "vector_loads": 4}
+    budget = {"registers": 128, "shared": 1024, "instructions": 23.1, "barriers": 0}
+    good = {"spills": 0, "stack": 0, "vector_loads": 4} | budget
     violations = script().violations
     assert violations(good, budget, ("vector_loads",)) == []
     assert violations(good | {"spills": 2, "stack": 8}, budget, ("vector_loads",)) == ["2 spills", "8 stack"]
@@ -58,3 +95,5 @@ def test_the_gate_can_close():
         "129 registers, budget 128",
         "no vector_loads",
     ]
+    slow = good | {"instructions": 23.2, "barriers": 1}
+    assert violations(slow, budget, ()) == ["23.2 instructions, budget 23.1", "1 barriers, budget 0"]

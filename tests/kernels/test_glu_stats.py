@@ -5,11 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_checks import DEVICE, DTYPES, assert_as_good, assert_moments, halves, language_ids, normal
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 from slamkern import kernels
 from slamkern.errors import SlamkernError
-from slamkern.kernels import launch
+from slamkern.kernels import glu_stats, launch
 from slamkern.ops import reference
 
 
@@ -115,7 +116,7 @@ def test_a_plan_covers_every_token_once_and_its_memory_does_not_grow_with_langua
     plan = kernels.plan_rows(ids, languages, neurons)
     first, rows, language, slot, before, parts = (column.tolist() for column in plan.parts.cpu().T)
     assert plan.order.sort().values.tolist() == list(range(tokens))
-    assert sum(rows) == tokens and max(rows) <= launch.part_rows(tokens, neurons, launch.processors(gate_device()))
+    assert sum(rows) == tokens and max(rows) <= launch.part_rows(tokens, neurons, launch.processors(ids.device))
     seen = torch.where((ids >= 0) & (ids < languages), ids, languages)[plan.order.long()].cpu()
     taken = set()
     for part in range(len(rows)):
@@ -128,8 +129,31 @@ def test_a_plan_covers_every_token_once_and_its_memory_does_not_grow_with_langua
     assert len(taken) == sum(n > 1 and i < languages for n, i in zip(parts, language, strict=True))
 
 
-def gate_device():
-    return torch.device(DEVICE)
+class Made(TorchDispatchMode):
+    """The ops that ran on tensors, and the bytes of what they made."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops, self.bytes = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is not torch.ops.aten.detach.default:
+            self.ops.append(str(func))
+            self.bytes += out.nbytes
+        return out
+
+
+@pytest.mark.parametrize("languages", [1, 10 * 8, 32 * 8])
+def test_beside_one_launch_a_layer_allocates_hidden_alone(languages, monkeypatch):
+    launched = []
+    stub = type("Stub", (), {"__getitem__": lambda self, grid: lambda *a, **k: launched.append(grid)})()
+    monkeypatch.setattr(glu_stats, "swiglu_stats_kernel", stub)
+    gate, ids = normal(3000, 1024), language_ids("mixed", 3000, languages)
+    into, plan = launch.zero_moments(languages, 1024, gate.device), kernels.plan_rows(ids, languages, 1024)
+    with Made() as made:
+        kernels.swiglu_stats(gate, gate, ids, languages, "silu", "gate", into, plan)
+    assert made.ops == ["aten.empty.memory_format"] and made.bytes == gate.nbytes and len(launched) == 1
 
 
 @pytest.mark.parametrize(("tokens", "neurons"), [(1, 64), (4096, 1536), (4096, 11008), (32768, 11008), (10**6, 14336)])

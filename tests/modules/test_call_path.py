@@ -12,9 +12,10 @@ import slamkern
 from slamkern.kernels import glu, glu_stats
 
 PACKAGE = Path(slamkern.__file__).parent
-# The module, its autograd Function, past torch's dispatcher, the op in its backend, and the kernel with its launcher.
-FORWARD = ["modules/ffn.py", "modules/ffn_autograd.py", "ops/dispatch.py", "ops/glu.py", "kernels/glu.py"]
-INFERENCE = ["modules/ffn.py", "ops/dispatch.py", "ops/glu.py", "kernels/glu.py"]
+# The module, its autograd Function, the op, past torch's dispatcher to its backend, the kernel with its launcher.
+FORWARD = ["modules/ffn.py", "modules/ffn_autograd.py", "ops/glu.py", "ops/dispatch.py", "kernels/glu.py"]
+BACKWARD = ["modules/ffn_autograd.py", "ops/dispatch.py", "ops/glu.py", "kernels/glu.py"]  # autograd is the caller
+INFERENCE = ["modules/ffn.py", "ops/glu.py", "ops/dispatch.py", "kernels/glu.py"]
 MOST = 5
 
 
@@ -50,8 +51,7 @@ def test_training(launches):
     y = ffn(torch.randn(1, 3, 32, requires_grad=True))
     assert launches == [FORWARD]
     y.sum().backward()
-    # Autograd calls the Function: the module is not on the stack of a backward.
-    assert launches[1:] == [FORWARD[1:]]
+    assert launches[1:] == [BACKWARD]
 
 
 @torch.no_grad()
@@ -61,9 +61,11 @@ def test_inference(launches):
     assert launches == [INFERENCE]
 
 
-def test_with_statistics(launches):
+def test_statistics_are_the_same_way_and_no_launch_more(launches):
     model, ffn = fused_ffn()
     with slamkern.record_stats(model, ["en"]) as recorder, recorder.tokens(torch.zeros(1, 3, dtype=torch.int64)):
         ffn(torch.randn(1, 3, 32, requires_grad=True))
-    assert launches and launches[0] == [*FORWARD[:-1], "kernels/glu_stats.py"]
-    assert max(map(len, (FORWARD, INFERENCE, *launches))) <= MOST
+        with torch.no_grad():
+            ffn(torch.randn(1, 3, 32))
+    assert launches == [[*path[:-1], "kernels/glu_stats.py"] for path in (FORWARD, INFERENCE)]
+    assert max(map(len, (FORWARD, BACKWARD, INFERENCE))) <= MOST
