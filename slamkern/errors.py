@@ -1,4 +1,4 @@
-"""The one exception that says: the input is wrong, and here is what would work."""
+"""The one exception that says: the input is wrong, and here is what would work; and text made safe to print."""
 
 
 class SlamkernError(ValueError):
@@ -6,3 +6,8 @@ class SlamkernError(ValueError):
 
     The command line prints it after ``error:`` and exits with status 2.
     """
+
+
+def printable(text: str) -> str:
+    """``text`` with what would steer a terminal (escape sequences in a name, say) written out as escapes."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

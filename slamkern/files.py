@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slamkern.errors import SlamkernError
+from slamkern.reading import parse_json
 
 TEMPORARY = ".tmp"  # ends the names of files and folders that are being written; they begin with a dot
 
@@ -80,7 +81,4 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
         raise SlamkernError(f"{path} is not a {kind} file: truncated or not safetensors ({error})") from error
     if "slamkern_version" not in metadata:
         raise SlamkernError(f"{path} is not a {kind} file: safetensors, but not written by slamkern")
-    try:
-        return tensors, {name: json.loads(value) for name, value in metadata.items()}
-    except json.JSONDecodeError as error:
-        raise SlamkernError(f"{path} is not a {kind} file: its metadata is not JSON ({error})") from error
+    return tensors, {name: parse_json(value, f"{path}: metadata {name!r}") for name, value in metadata.items()}

@@ -20,6 +20,7 @@ import yaml
 from slamkern.errors import SlamkernError
 
 MIB = 2**20
+LARGEST = 4096 * MIB  # of data and predictions, which are read whole
 
 
 def read_bytes(path: str | Path, *, limit: int = 64 * MIB) -> bytes:

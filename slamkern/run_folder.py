@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from slamkern.errors import SlamkernError
 from slamkern.files import TEMPORARY, write_json
+from slamkern.reading import read_json
 from slamkern.version import __version__
 
 LOCK = ".lock"
@@ -110,10 +111,7 @@ class RunFolder:
 
 def read_record(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """(settings, notes) of a record. SlamkernError where it is none, or one of another kind."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SlamkernError(f"{path} is not JSON ({error}); choose another folder") from error
+    values = read_json(path)
     if not isinstance(values, dict) or values.get("kind") != kind or not isinstance(values.get("settings"), dict):
         found = values.get("kind") if isinstance(values, dict) else None
         what = f"of a slamkern {found} run" if isinstance(found, str) else "the record of a slamkern run"

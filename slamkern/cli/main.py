@@ -1,14 +1,21 @@
 """The ``slamkern`` command line: runs a command (see ``commands``); what goes wrong becomes one line and a status.
 
 A caller's mistake, a missing file or a full disk ends as ``error: <one line>`` on stderr with status 2, Ctrl-C with
-status 130 and how to go on.
+status 130 and how to go on. Anything else is a bug of ours or of a library, or a lack of memory: one line with its
+class and where its traceback was written, status 1; ``-v`` shows the traceback itself.
 """
 
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
 
 from slamkern.cli.commands import app
-from slamkern.errors import SlamkernError
+from slamkern.errors import SlamkernError, printable
+from slamkern.version import __version__
 
 # How to go on after Ctrl-C; the other commands start again.
 RESUME = {
@@ -30,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if type(error).__name__ == "Abort":
             status = 130
         elif not hasattr(error, "format_message"):
-            raise
+            return _unexpected(error, arguments)
         else:  # without a message, the help was printed instead
             return _fail(error.format_message()) if error.format_message() else 2
     if status == 130:
@@ -39,9 +46,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+def _fail(message: str, status: int = 2) -> int:
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    return status
+
+
+def _unexpected(error: Exception, arguments: Sequence[str]) -> int:
+    if any(flag in arguments[:2] for flag in ("-v", "--verbose")):
+        traceback.print_exception(error)
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    advice = "; lower train.tokens_per_batch, probe.token_budget or evaluate.batch_size" if memory else ""
+    text = str(error).strip().partition("\n")[0]
+    return _fail(f"{type(error).__name__}: {text[:300]}{advice} (details in {_write_details(error, arguments)})", 1)
+
+
+def _write_details(error: Exception, arguments: Sequence[str]) -> Path:
+    """Append command and traceback to ``slamkern-error.log`` in --out, or to a new file where there is no --out yet."""
+    out = next((Path(value) for flag, value in pairwise(arguments) if flag in ("--out", "-o")), None)
+    path = out / "slamkern-error.log" if out is not None and out.is_dir() else None
+    details = "".join(traceback.format_exception(error))
+    text = f"{datetime.now().astimezone().isoformat()} slamkern {__version__}: {' '.join(arguments)}\n{details}\n"
+    if path is not None:
+        try:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
+                log.write(text)
+            return path
+        except OSError:  # full or not writable: this may be what went wrong
+            pass
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="slamkern-error-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
+        file.write(text)
+    return Path(file.name)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,9 @@ def match_to_english(records: list[Record], name: str) -> Iterator[tuple[Problem
 
 def _problem(record: Record, where: str) -> Problem:
     if "prompt" in record and "chosen" in record:
-        named = re.search(r"\bin (\w+)\. Please answer in|\b(?:request|answer) in (\w+)", record["prompt"])
-        question = re.search(r"### Instruction:\n(.*?)\n\n### Response", record["prompt"], re.DOTALL)
+        prompt = field(record, ("prompt",), where)
+        named = re.search(r"\bin (\w+)\. Please answer in|\b(?:request|answer) in (\w+)", prompt)
+        question = re.search(r"### Instruction:\n(.*?)\n\n### Response", prompt, re.DOTALL)
         if named is None or question is None:
             raise SlamkernError(f"{where}: its prompt names no language or has no '### Instruction:'")
         spoken, asked = named.group(1) or named.group(2), question.group(1).strip()

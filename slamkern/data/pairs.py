@@ -11,7 +11,6 @@ Rows that are English on the source side teach nothing here, nor do rows with an
 and logged. Over-long rows are dropped at tokenisation (``packing``), where lengths are known.
 """
 
-import json
 import logging
 import random
 from collections import Counter, defaultdict
@@ -23,6 +22,7 @@ from slamkern.data.gsm8k_instruct import match_to_english
 from slamkern.data.languages import language
 from slamkern.data.readers import Record, field, hub_records, read_lines, read_records
 from slamkern.errors import SlamkernError
+from slamkern.reading import parse_json
 
 LOGGER = logging.getLogger(__name__)
 KINDS = {"question": ("question",), "answer": ("answer",), "both": ("question", "answer")}
@@ -160,10 +160,7 @@ def _unquoted(line: str, where: str) -> str:
     """Solutions have several lines, so they may be written as JSON strings."""
     if not line.startswith('"'):
         return line
-    try:
-        return str(json.loads(line))
-    except json.JSONDecodeError as error:
-        raise SlamkernError(f"{where} starts with a quote but is no JSON string: {error.msg}") from error
+    return str(parse_json(line, f"{where} starts with a quote"))
 
 
 def _from_records(records: list[Record], name: str) -> Iterator[Pair]:

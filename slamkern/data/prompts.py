@@ -16,6 +16,7 @@ from typing import Any
 from slamkern.data.languages import language
 from slamkern.data.pairs import Pair
 from slamkern.errors import SlamkernError
+from slamkern.reading import MIB, read_text
 
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -83,7 +84,7 @@ def get_prompt(spec: str, tokenizer: Any = None) -> Prompt:
     if "{instruction}" in spec:
         return Prompt("custom", spec)
     if len(spec) < 4096 and "\n" not in spec and Path(spec).is_file():
-        text = Path(spec).read_text(encoding="utf-8").removesuffix("\n")
+        text = read_text(spec, limit=MIB).removesuffix("\n")
         if "{instruction}" not in text:
             raise SlamkernError(f"prompt template {spec} does not contain {{instruction}}")
         return Prompt(Path(spec).stem, text)

@@ -3,11 +3,11 @@
 What the records mean is the business of those who read them (``data``, ``parallel``, ``tasks``).
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from slamkern.errors import SlamkernError
+from slamkern.reading import LARGEST, parse_json, read_text
 
 Record = dict[str, Any]
 
@@ -17,14 +17,7 @@ def read_lines(path: Path) -> list[str]:
 
     Split at newlines only: sentences do contain U+2028 and other characters that ``splitlines`` would break at.
     """
-    if not path.is_file():
-        near = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-        listing = f"; {path.parent} holds {', '.join(near[:12])}" if near else ""
-        raise SlamkernError(f"no file {path}{listing}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SlamkernError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    text = read_text(path, limit=LARGEST)
     if not text.strip():
         raise SlamkernError(f"{path} is empty")
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
@@ -34,18 +27,9 @@ def read_records(path: Path) -> list[Record]:
     """The objects of a JSON list or of JSON lines, whichever the file holds (upstream calls both ``.json``)."""
     lines = read_lines(path)
     if lines[0].lstrip().startswith("["):
-        try:
-            records = json.loads("\n".join(lines))
-        except json.JSONDecodeError as error:
-            raise SlamkernError(f"{path}:{error.lineno} is not JSON: {error.msg}") from error
+        records = parse_json("\n".join(lines), str(path))
     else:
-        records = []
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise SlamkernError(f"{path}:{number} is not JSON: {error.msg}") from error
+        records = [parse_json(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
             raise SlamkernError(f"record {number} of {path} is not a JSON object")
@@ -69,6 +53,9 @@ def hub_records(name: str, split: str, config: str | None = None) -> list[Record
 def field(record: Record, names: tuple[str, ...], where: str) -> str:
     """The first of the named fields, as text; ``SlamkernError`` if the record has none of them."""
     for name in names:
-        if record.get(name) is not None:
-            return str(record[name]).strip()
+        value = record.get(name)
+        if isinstance(value, dict | list | bool):
+            raise SlamkernError(f"{where} has {value!r:.80} as its {name}; expected text or a number")
+        if value is not None:
+            return str(value).strip()
     raise SlamkernError(f"{where} has none of the fields {', '.join(names)}; it has {', '.join(map(str, record))}")

@@ -11,11 +11,14 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic import TypeAdapter, ValidationError
+
 from slamkern.errors import SlamkernError
+from slamkern.reading import LARGEST, parse_json, read_bytes
 from slamkern.run_folder import RunFolder
 
 KIND = "evaluation"
@@ -34,6 +37,9 @@ class Prediction:
     output: str
     prediction: float | None
     correct: bool
+
+
+_LINE = TypeAdapter(Prediction)
 
 
 class PredictionLog:
@@ -95,7 +101,7 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     path = Path(path)
     predictions: dict[str, Prediction] = {}
     # Outputs may hold U+2028 and the like: only a line feed ends a line.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(read_bytes(path, limit=LARGEST).split(b"\n"), start=1):
         if not line.strip():
             continue
         entry = _read_line(line, f"{path}:{number}")
@@ -106,17 +112,15 @@ def read_predictions(path: str | Path) -> list[Prediction]:
 
 
 def _read_line(line: bytes, place: str) -> Prediction:
-    try:
-        values = json.loads(line)
-    except ValueError as error:
-        raise SlamkernError(f"{place}: not a JSON object ({error})") from None
-    if not isinstance(values, dict):
+    if not isinstance(values := parse_json(line, place), dict):
         raise SlamkernError(f"{place}: not a JSON object but {type(values).__name__}")
-    types = {"prediction": (int, float, type(None)), "correct": (bool,)}
-    for entry in fields(Prediction):
-        if not isinstance(values.get(entry.name), types.get(entry.name, (str,))):
-            raise SlamkernError(f"{place}: field {entry.name!r} is {values.get(entry.name)!r}, not a {entry.type}")
-    return Prediction(**{entry.name: values[entry.name] for entry in fields(Prediction)})
+    try:
+        return _LINE.validate_json(line, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = first["loc"][0]
+        given = f"is {values[field]!r:.60}" if field in values else "is missing"
+        raise SlamkernError(f"{place}: field {field!r} {given}: {first['msg'].lower()}") from error
 
 
 def _drop_torn_line(path: Path) -> None:

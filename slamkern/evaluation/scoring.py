@@ -137,6 +137,9 @@ def score(predictions_path: str | Path) -> EvaluationResult:
     predictions = read_predictions(path)
     if not predictions:
         raise SlamkernError(f"{path} holds no predictions")
+    for entry in predictions:
+        if not any(character.isdecimal() for character in entry.gold):
+            raise SlamkernError(f"{path}: question {entry.id!r} has no number in its gold answer {entry.gold!r:.60}")
     return summarize(
         predictions, task=settings.get("task", "unknown"), model=notes.get("model", "unknown"),
         prompt=settings.get("prompt", "unknown"), max_new_tokens=settings.get("max_new_tokens"),

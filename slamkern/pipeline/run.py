@@ -9,7 +9,6 @@ A stage whose file is there is not done again: files appear whole or not at all,
 configuration is refused. Whatever interrupts a run, the same command goes on.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from slamkern.modules.patch import patch_model
 from slamkern.pipeline.config import RunConfig
 from slamkern.pipeline.loading import describe, load_model
 from slamkern.pipeline.stages import alignment_pairs, choose_layers, measure, probe_model
+from slamkern.reading import read_json
 from slamkern.run_folder import RunFolder
 from slamkern.selection.layers import LayerSelection
 from slamkern.version import __version__
@@ -144,8 +144,6 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
 
 
 def _metrics(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SlamkernError(f"{path} is not JSON ({error}); remove it to make it again") from error
+    if not isinstance(values := read_json(path), dict):
+        raise SlamkernError(f"{path} is no JSON object; remove it to make it again")
     return values

@@ -14,7 +14,9 @@ from torch import Tensor
 from slamkern.errors import SlamkernError
 from slamkern.files import write_json
 from slamkern.probe.stats import ActivationStats
+from slamkern.reading import read_json
 from slamkern.selection.bootstrap import resamples
+from slamkern.selection.schema import check_selection
 from slamkern.selection.scores import SCORES, neuron_scores
 
 
@@ -69,29 +71,17 @@ class LayerSelection:
     @classmethod
     def load(cls, path: str | Path) -> "LayerSelection":
         """Read ``selection.json``; anything else is refused."""
-        path = Path(path)
-        if not path.is_file():
-            raise SlamkernError(f"{path} does not exist; expected a selection.json")
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise SlamkernError(f"{path} is not a selection.json: {type(error).__name__} {error}") from error
+        return cls.from_dict(read_json(path), str(path))
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "LayerSelection":
-        neurons, stability = value["neurons"], value.get("stability")
+    def from_dict(cls, value: Any, where: str = "the selection") -> "LayerSelection":
+        """The selection that :meth:`to_dict` gave; SlamkernError names ``where`` and the first field that is wrong."""
+        fields = dict(check_selection(json.dumps(value), where))
+        neurons = fields.pop("neurons")
         return cls(
-            layers=tuple(value["layers"]),
-            scores=tuple(map(tuple, value["scores"])),
-            score_name=value["score"],
-            k=value["k"],
-            model=value["model"],
-            signature=value.get("signature", ""),
-            languages=tuple(value.get("languages", ())),
-            rule=value.get("rule", "list"),
-            num_layers=value.get("num_layers", 0),
-            neurons=None if neurons is None else {int(layer): tuple(ids) for layer, ids in neurons.items()},
-            stability=None if stability is None else tuple(stability),
+            score_name=fields.pop("score"),
+            neurons=None if neurons is None else {int(layer): ids for layer, ids in neurons.items()},
+            **fields,
         )
 
 

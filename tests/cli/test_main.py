@@ -237,3 +237,29 @@ def test_interrupt(
     arguments += ["--selection", str(work / "selection")] if command == "train" else ["-s", "evaluate.task=null"]
     assert main([*arguments, "-s", "evaluate.chrf_limit=0"]) == 130
     assert hint in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_bug_is_one_line_and_its_traceback_is_kept(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In --out where that folder is there, in a file of its own where not; on the screen only with -v."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise KeyError("lost\nand found")
+
+    monkeypatch.setattr("slamkern.pipeline.stages.choose_layers", broken)
+    command = ["select", str(work / "probe"), "--out"]
+    for out in (tmp_path, tmp_path / "absent"):
+        assert main([*command, str(out)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: KeyError: 'lost")
+        details = Path(line.rpartition("(details in ")[2].removesuffix(")"))
+        assert "Traceback" in details.read_text() and str(out) in details.read_text()
+        assert (details.parent == tmp_path) == (out == tmp_path)
+    details.unlink()
+    assert main(["-v", *command, str(tmp_path)]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_nothing_steers_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(["score", str(tmp_path / "\x1b[31mred")], capsys, r"\x1b[31mred")

@@ -75,10 +75,15 @@ GOOD = json.dumps(
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (GOOD[:20], "not a JSON object"),
+        (GOOD[:20], "not JSON"),
+        (GOOD.replace('"prediction": 1', '"prediction": NaN'), "NaN is no number of JSON"),
+        (GOOD.replace('"prediction": 1', '"prediction": true'), "field 'prediction' is True"),
+        (GOOD.replace('"prediction": 1, ', ""), "field 'prediction' is missing"),
+        (GOOD.replace('"gold"', '"id": "b", "gold"'), "the key 'id' stands there twice"),
+        (GOOD.replace('"?"', '"\\ud800"'), "surrogate"),
         ("[1, 2]", "not a JSON object but list"),
         (GOOD.replace('"gold": "1"', '"gold": 1'), "field 'gold' is 1"),
-        (GOOD.replace('"output": "1", ', ""), "field 'output' is None"),
+        (GOOD.replace('"output": "1", ', ""), "field 'output' is missing"),
         (GOOD.replace("true", "1"), "field 'correct' is 1"),
         (GOOD, "question 'a' is answered twice"),
     ],

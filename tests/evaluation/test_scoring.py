@@ -96,3 +96,6 @@ def test_score_reads_a_file_alone_and_refuses_an_empty_one(tmp_path):
     path.write_text("")
     with pytest.raises(SlamkernError, match="holds no predictions"):
         score(path)
+    path.write_text(json.dumps(line | {"gold": "none"}) + "\n")
+    with pytest.raises(SlamkernError, match="question 'a' has no number in its gold answer 'none'"):
+        score(path)

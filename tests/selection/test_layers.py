@@ -172,3 +172,30 @@ def test_a_comparison_with_english_needs_english(rate):
     for options in ({"score": "english_overlap"}, {"center": "en"}):
         with pytest.raises(slamkern.SlamkernError, match="needs 'en' among the languages: fr de th"):
             slamkern.select_layers(stats, k=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": [True, False]}, r"layers\.0: .*valid integer, not True"),
+        ({"layers": "01"}, r"layers: .*valid array, not '01'"),
+        ({"layers": []}, r"layers: .*at least 1 item"),
+        ({"layers": [-1]}, r"layers\.0: .*greater than or equal to 0, not -1"),
+        ({"layers": [1, 1]}, r"it has layers that repeat: 1, 1"),
+        ({"layers": [0, 99]}, r"it has layer 99, but its model has layers 0 to"),
+        ({"scores": "abcd"}, r"scores: .*valid array, not 'abcd'"),
+        ({"scores": [[1.0]]}, r"it has scores of 1 layers, but the model has"),
+        ({"languages": None}, r"languages: .*valid array, not None"),
+        ({"languages": "end"}, r"languages: .*valid array, not 'end'"),
+        ({"languages": ["en", "en", "de"]}, r"it has languages that repeat"),
+        ({"neurons": {"x": [1]}}, r"it has neurons of the layers x"),
+        ({"stability": [2.0]}, r"stability\.0: .*less than or equal to 1, not 2"),
+        ({"k": 1.5}, r"k: .*valid integer"),
+    ],
+)
+def test_a_file_that_is_no_selection(rate, tmp_path, change, message):
+    path = tmp_path / "selection.json"
+    values = slamkern.select_layers(stats_with(rate, groups=4), k=2, bootstrap=5).to_dict()
+    path.write_text(json.dumps(values | change))
+    with pytest.raises(slamkern.SlamkernError, match=rf"is not a selection\.json: {message}"):
+        LayerSelection.load(path)
