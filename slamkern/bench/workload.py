@@ -34,11 +34,11 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k_question
 Builder = Callable[[], Any]
 
 
-def shape_builder(shape: str, device: torch.device, dtype: torch.dtype, **changes: Any) -> Builder:
-    """A function that makes the same random model each time; ``changes`` go into its configuration."""
+def shape_config(shape: str, **changes: Any) -> Any:
+    """The transformers configuration of a shape; ``changes`` go into it."""
     if shape not in SHAPES:
         raise SlamkernError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import LlamaConfig
 
     vocabulary, hidden, neurons, layers, heads, kv_heads, tied = SHAPES[shape]
     arguments = {
@@ -51,7 +51,14 @@ def shape_builder(shape: str, device: torch.device, dtype: torch.dtype, **change
         "tie_word_embeddings": tied,
         "max_position_embeddings": 4096,
     }
-    config = LlamaConfig(**arguments | changes)
+    return LlamaConfig(**arguments | changes)
+
+
+def shape_builder(shape: str, device: torch.device, dtype: torch.dtype, **changes: Any) -> Builder:
+    """A function that makes the same random model each time; ``changes`` go into its configuration."""
+    from transformers import AutoModelForCausalLM
+
+    config = shape_config(shape, **changes)
 
     def build() -> Any:
         with torch.random.fork_rng(), torch.device(device):

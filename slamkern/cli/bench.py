@@ -82,6 +82,27 @@ def train(
         raise typer.Exit(1)
 
 
+@bench.command()
+def memory(
+    shape: Annotated[str, typer.Option(help="SmolLM2-135M, Llama-2-7B, ...")] = "Llama-2-7B",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a micro-batch.")] = 4096,
+    layers: Annotated[int, typer.Option(min=1, help="How many of the lowest layers are trained.")] = 6,
+    gpu: Annotated[str | None, typer.Option(help="Memory to fit into, like 24GB.")] = None,
+) -> None:
+    """What a training step needs, computed without a GPU: weights, optimizer, activations, each way to save some."""
+    from slamkern.bench.memory_table import COLUMNS, memory_rows
+    from slamkern.bench.workload import SHAPES, shape_config
+    from slamkern.training.memory_budget import parse_bytes
+
+    shape_config(shape)
+    if layers > SHAPES[shape][3]:
+        raise SlamkernError(f"{shape} has {SHAPES[shape][3]} layers; {layers} of them cannot be trained")
+    rows = memory_rows(shape, tokens, range(layers), budget=None if gpu is None else parse_bytes(gpu))
+    columns = [name for name in COLUMNS if name in rows[0]]
+    _table(f"a training step of {shape}, {layers} layers trained, {tokens:,} tokens, in GB (10^9 bytes)", rows, columns)
+    typer.echo("A CUDA context (about 0.5 GB) and what the allocator cannot reuse come on top.")
+
+
 @bench.command(
     "all", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 )

@@ -34,7 +34,9 @@ class TrainConfig:
     save_steps: a checkpoint every so many steps; None: only at the end (Ctrl-C still writes one).
     packing: False pads batches instead, for models without packed attention.
     gradient_checkpointing: recompute activations in backward, for less memory.
-    memory_budget: like "24GB"; as few FFNs as it takes for a step to fit recompute gate and up (see memory_budget.py).
+    memory_budget: like "24GB"; as few FFNs as it takes for a step to fit recompute gate and up, and where all of them
+    are not enough the optimizer is offloaded too (see footprint.py).
+    optimizer_offload: AdamW's moments and the float32 masters in host memory, stepped there; for a model on a GPU.
     frozen_precision: "model", the dtype the model is in, or "fp8" for the frozen Linears of its layers (see fp8.py).
     report_to: "tensorboard" also writes its events to ``output_dir``.
     """
@@ -58,6 +60,7 @@ class TrainConfig:
     packing: bool = True
     gradient_checkpointing: bool = False
     memory_budget: str | None = None
+    optimizer_offload: bool = False
     frozen_precision: Literal["model", "fp8"] = "model"
     save_steps: int | None = None
     logging_steps: int = 10

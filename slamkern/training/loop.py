@@ -42,7 +42,7 @@ from slamkern.training.config import TrainConfig, TrainResult
 from slamkern.training.fp8 import frozen_in_fp8
 from slamkern.training.interrupt import GracefulInterrupt
 from slamkern.training.loss import describe_head, read_head
-from slamkern.training.memory_budget import parse_bytes, recomputing
+from slamkern.training.memory_budget import parse_bytes, within_budget
 from slamkern.training.optimizer import MasterAdamW, learning_rate
 from slamkern.training.run_log import KIND, RESULTS, RunLog, claim_run, restore_freeze, run_settings
 
@@ -83,6 +83,8 @@ def train(
         if folder is not None and resume and folder.began and "trained" in folder.settings:
             restore_freeze(model, folder.settings["trained"], folder.path)
         _check(model, selection)
+        if config.optimizer_offload and model.device.type == "cpu":
+            raise SlamkernError("optimizer_offload=True is for a model on a GPU; this one is in host memory already")
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         examples = tokenize(pairs, tokenizer, config, context=context)
         unseen = tokenize(held_out, tokenizer, config, context=context) if held_out else []
@@ -113,21 +115,24 @@ def train(
             log.info(stack.enter_context(frozen_in_fp8(model, keep_transposed=config.memory_budget is None)))
         head = read_head(model)
         log.info(describe_head(head))
+        offload = config.optimizer_offload
         if config.memory_budget is not None:
-            plan = recomputing(
+            budget = within_budget(
                 model,
                 max(sum(lengths[index] for index in batch) for step in steps for batch in step),
                 parse_bytes(config.memory_budget),
                 length=max(lengths),
                 accumulation=config.gradient_accumulation_steps,
                 head=head,
+                offload=offload,
             )
-            stack.enter_context(plan)
+            offload = stack.enter_context(budget).offload
         optimizer = MasterAdamW(
             trained_parameters(model).items(),
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
+            offload=offload,
         )
         stack.callback(optimizer.clear_gradients)
         checkpoint = run.latest_checkpoint()

@@ -1,28 +1,16 @@
-"""Which FFNs compute gate and up again in the backward so that a step fits a memory budget: as few as will do.
+"""Keeping a training step of a model within a memory budget: measured, planned (footprint.py), and done.
 
-    peak = weights + state + the larger of   saved + workspace                      (the forward is done)
-                                             saved below + gradients + workspace    (the backward has come down)
-
-``weights``: parameters and buffers as they are, or their FP8 copies. ``state``: float32 masters and AdamW moments of
-what is trained, and the sum of its gradients where a step has several micro-batches (optimizer.py). ``saved``: what
-autograd keeps for the backward, in all layers or in those up to the highest trained one. It is measured on short
-forwards of the model itself, so it holds for every architecture and choice of trained tensors, and is linear in the
-positions of a micro-batch. ``workspace``: the larger of a chunk of logits and the intermediates of one FFN's backward;
-computed.
-
-Counted is what torch allocates for tensors. A CUDA context (about half a GB) and what an allocator cannot reuse come on
-top: give a budget below the device's memory.
+What autograd keeps is measured on short forwards of the model itself, so it holds for every architecture and choice of
+trained tensors, and is linear in the positions of a micro-batch.
 """
 
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from slamkern.data.packing import Example, collate
 from slamkern.errors import SlamkernError
@@ -31,6 +19,14 @@ from slamkern.modules.fp8_linear import resident_tensors, workspace
 from slamkern.modules.packed_attention import packed_attention
 from slamkern.modules.patch import fused_ffns
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
+from slamkern.training.footprint import (
+    Footprint,
+    MemoryPlan,
+    gigabytes,
+    gradient_bytes,
+    state_bytes,
+    workspace_coefficients,
+)
 from slamkern.training.loss import Head, packed_loss, read_head
 
 if TYPE_CHECKING:
@@ -38,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LOGITS_CHUNK = 1024  # rows, the default of loss.py
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
@@ -48,72 +43,6 @@ def parse_bytes(text: str) -> int:
     if match is None or float(match[1]) <= 0:
         raise SlamkernError(f"{text!r} is no amount of memory; write it like 24GB (10^9 bytes) or 22.5GiB (2^30)")
     return int(float(match[1]) * _UNITS[match[2]])
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes of a training step of one model: fixed ones, and those per position of a micro-batch."""
-
-    weights: int
-    state: int
-    gradients: int
-    saved: Mapping[int, float]  # layer -> per position, with nothing recomputed; -1: outside of the layers
-    recomputable: Mapping[int, float]  # layer -> per position, how much of it recomputing gate and up saves
-    highest: int  # trained layer
-    ffn: float  # per position: the backward of one FFN
-    recomputing: float  # per position: gate and up of the one layer that is recomputed at the moment
-    logits: float  # per supervised row in flight, at most _LOGITS_CHUNK of them
-    products: int = 0  # of one product with a weight in FP8
-
-    def saved_bytes(self, positions: int, recompute: Collection[int] = (), *, up_to: int | None = None) -> int:
-        """What autograd keeps of a micro-batch, all of it or in the layers up to one."""
-        layers = [layer for layer in self.saved if up_to is None or layer <= up_to]
-        less = sum(self.recomputable[layer] for layer in recompute if layer in layers)
-        return round((sum(self.saved[layer] for layer in layers) - less) * positions)
-
-    def total(self, positions: int, recompute: Collection[int] = ()) -> int:
-        """Bytes at the peak of a step whose micro-batches have so many positions."""
-        ffn = (self.ffn + (self.recomputing if recompute else 0)) * positions + self.products
-        logits = self.logits * min(positions, _LOGITS_CHUNK)
-        forward = self.saved_bytes(positions, recompute) + max(ffn, logits)
-        backward = self.saved_bytes(positions, recompute, up_to=self.highest) + ffn + self.gradients
-        return round(self.weights + self.state + max(forward, backward))
-
-    def plan(self, positions: int, budget: int) -> frozenset[int]:
-        """The smallest set of layers that must recompute for a step to take at most ``budget`` bytes.
-
-        Layers that save most come first, deeper ones first among equals, so the set of a smaller budget contains that
-        of a larger one. Raises SlamkernError, naming the bytes, where recomputing all of them is not enough.
-        """
-        order = sorted(self.recomputable, key=lambda layer: (self.recomputable[layer], layer), reverse=True)
-        for count in range(len(order) + 1):
-            if self.total(positions, order[:count]) <= budget:
-                return frozenset(order[:count])
-        least = min(self.total(positions), self.total(positions, order))
-        fixed = self.weights + self.state + self.gradients
-        fitting = self._most_positions(budget, order)
-        way_out = (
-            f"micro-batches of {fitting} tokens would fit (tokens_per_batch, with more gradient_accumulation_steps)"
-            if fitting
-            else f"weights and the state of what is trained alone are {_gb(fixed)};"
-            f" train fewer layers or use a smaller dtype"
-        )
-        raise SlamkernError(
-            f"a step of {positions} tokens needs {_gb(least)} even with every FFN recomputed,"
-            f" more than the memory budget of {_gb(budget)}; {way_out}"
-        )
-
-    def _most_positions(self, budget: int, recompute: Collection[int]) -> int:
-        """The largest micro-batch that fits, or 0."""
-        low, high = 0, max(1, budget)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.total(middle, recompute) <= budget else (low, middle - 1)
-        return low
-
-
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.3g} GB"
 
 
 def footprint(
@@ -139,38 +68,26 @@ def footprint(
         for ffn, recompute in zip(ffns, before, strict=True):
             ffn.recompute = recompute
     itemsize = next(model.parameters()).element_size()
-    hidden, neurons = model.config.hidden_size * itemsize, max(ffn.neurons for ffn in ffns) * itemsize
     vocabulary = model.get_output_embeddings().weight.shape[0]
+    spaces = workspace_coefficients(model.config.hidden_size, max(ffn.neurons for ffn in ffns), vocabulary, itemsize)
     trained = trained_parameters(model)
+    sizes = [(parameter.numel(), parameter.element_size()) for parameter in trained.values()]
     in_ffns = {entry.name: entry.layer for entry in trainable_tensors(model)}
     products, per_row = workspace(model)
     savings = {layer: (twice[layer] - inputs[layer]) / (2 * length) for layer in inputs}
     return Footprint(
         weights=storage_bytes(resident_tensors(model)),
-        state=sum(_state(parameter, accumulation) for parameter in trained.values()),
-        gradients=sum(_gradient(parameter, accumulation) for parameter in trained.values()),
+        state=sum(state_bytes(*size, accumulation) for size in sizes),
+        gradients=sum(gradient_bytes(*size, accumulation) for size in sizes),
+        offloaded_gradients=sum(numel * size for numel, size in sizes),  # until they are copied, after the backward,
         saved={layer: (twice[layer] - once[layer]) / length for layer in twice},
         recomputable={layer: saving for layer, saving in savings.items() if saving > 0},
         highest=max(in_ffns.values()) if in_ffns.keys() == trained.keys() else max(inputs),
-        ffn=4 * neurons + 4 * hidden + per_row,  # dh, dgate, dup, h; dy, dx, its sum, the residual's
-        recomputing=2 * neurons,
-        # float32 logits, their gradient, that scaled, and that in half precision where the head is
-        logits=vocabulary * (12 + (itemsize if itemsize < 4 else 0)),
+        ffn=spaces["ffn"] + per_row,
+        recomputing=spaces["recomputing"],
+        logits=spaces["logits"],
         products=products,
     )
-
-
-def _state(parameter: Tensor, accumulation: int) -> int:
-    """Two moments, a master where the parameter is half precision, and the gradient's sum over micro-batches."""
-    wide = max(4, parameter.element_size())
-    copies = 2 + (parameter.element_size() < 4) + (accumulation > 1)
-    return copies * wide * parameter.numel()
-
-
-def _gradient(parameter: Tensor, accumulation: int) -> int:
-    """A new gradient beside what :func:`_state` counts: one sum of micro-batches, or what is added to it."""
-    added = parameter.element_size() if parameter.element_size() < 4 else 0
-    return parameter.numel() * (added if accumulation > 1 else max(4, parameter.element_size()))
 
 
 def _measure(
@@ -197,7 +114,7 @@ def _layer_path(ffn: FFN) -> str:
 
 
 @contextmanager
-def recomputing(
+def within_budget(
     model: "PreTrainedModel",
     tokens_per_batch: int,
     budget_bytes: int,
@@ -205,23 +122,29 @@ def recomputing(
     length: int,
     accumulation: int,
     head: Head | None,
-) -> Iterator[frozenset[int]]:
-    """Within the block the planned layers recompute and no others; the plan is logged."""
+    offload: bool,
+) -> Iterator[MemoryPlan]:
+    """Within the block the planned layers recompute and no others; the plan, which is logged, says whether the
+    optimizer has to be in host memory. offload: it is there anyway.
+    """
     measured = footprint(model, length=length, accumulation=accumulation, head=head)
-    chosen = measured.plan(tokens_per_batch, budget_bytes)
+    # A model on the CPU has nowhere else to put it.
+    choice = True if offload else False if model.device.type == "cpu" else None
+    plan = measured.plan(tokens_per_batch, budget_bytes, offload=choice)
     log.info(
-        "memory: %s of %s expected, gate and up recomputed in %d of %d layers",
-        _gb(measured.total(tokens_per_batch, chosen)),
-        _gb(budget_bytes),
-        len(chosen),
+        "memory: %s of %s expected, gate and up recomputed in %d of %d layers, optimizer in %s memory",
+        gigabytes(measured.total(tokens_per_batch, plan.recompute, offload=plan.offload)),
+        gigabytes(budget_bytes),
+        len(plan.recompute),
         len(measured.recomputable),
+        "host" if plan.offload else "the device's",
     )
     ffns = fused_ffns(model)
     before = [ffn.recompute for ffn in ffns]
     for ffn in ffns:
-        ffn.recompute = ffn.layer in chosen
+        ffn.recompute = ffn.layer in plan.recompute
     try:
-        yield chosen
+        yield plan
     finally:
         for ffn, recompute in zip(ffns, before, strict=True):
             ffn.recompute = recompute

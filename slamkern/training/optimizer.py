@@ -4,6 +4,10 @@ A parameter of float32 (or wider) is its own master. A bfloat16 or float16 param
 are added up in float32 across micro-batches, AdamW steps the master, and the parameter receives the rounded master.
 Frozen parameters have no master, no gradient and no state.
 
+Offloaded, masters and moments of a model on a GPU lie in host memory: gradients are copied there after each backward,
+AdamW steps there, and the rounded masters come back. For six layers of 7B (541M parameters) that moves 1.1 GB down for
+every micro-batch and 1.1 GB up for every step, through one pinned buffer, and leaves 6.5 GB to the device.
+
 The state is a flat dictionary of tensors: ``step``, ``exp_avg/<name>``, ``exp_avg_sq/<name>`` and, where the master is
 not the parameter, ``master/<name>``. Nothing here decides what is trained.
 """
@@ -37,7 +41,8 @@ def learning_rate(
 class MasterAdamW:
     """AdamW (Loshchilov and Hutter 2019) over float32 masters of the named parameters; build it after freezing.
 
-    Weight decay is decoupled and applies to matrices only, not to biases and norms.
+    offload: masters (of every parameter then) and moments in host memory. Weight decay is decoupled and applies to
+    matrices only, not to biases and norms.
     """
 
     def __init__(
@@ -47,13 +52,14 @@ class MasterAdamW:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        offload: bool = False,
     ) -> None:
         self.parameters = dict(parameters)
         if not self.parameters:
             raise SlamkernError(
                 "no parameter requires a gradient; call apply_selection(model, selection) before training"
             )
-        self.masters = {name: _master(parameter) for name, parameter in self.parameters.items()}
+        self.masters = {name: _master(parameter, offload) for name, parameter in self.parameters.items()}
         groups = [
             {"params": [m for m in self.masters.values() if m.dim() >= 2], "weight_decay": weight_decay},
             {"params": [m for m in self.masters.values() if m.dim() < 2], "weight_decay": 0.0},
@@ -61,6 +67,11 @@ class MasterAdamW:
         fused = all(master.device.type in ("cpu", "cuda") for master in self.masters.values())
         self.adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=fused)
         self._step_on_device = fused
+        self._buffer: Tensor | None = None
+        if offload:
+            largest = max(parameter.nbytes for parameter in self.parameters.values())
+            pinned = any(parameter.is_cuda for parameter in self.parameters.values())
+            self._buffer = torch.empty(largest, dtype=torch.uint8, pin_memory=pinned)
 
     def collect_gradients(self) -> None:
         """Add each half-precision gradient to its float32 master and free it; call after every backward."""
@@ -68,9 +79,12 @@ class MasterAdamW:
             master = self.masters[name]
             if master is parameter or parameter.grad is None:
                 continue
-            gradient = parameter.grad.to(master.dtype)
+            gradient = self._on_host(parameter.grad)
             parameter.grad = None
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            if master.grad is None:
+                master.grad = gradient.to(master.dtype, copy=True)
+            else:
+                master.grad.add_(gradient)
 
     def without_gradient(self) -> list[str]:
         """Names of the parameters that no backward has reached since the last step."""
@@ -93,7 +107,22 @@ class MasterAdamW:
         self.clear_gradients()
         for name, parameter in self.parameters.items():
             if self.masters[name] is not parameter:
-                parameter.copy_(self.masters[name])
+                self._send(self.masters[name], parameter)
+
+    def _on_host(self, gradient: Tensor) -> Tensor:
+        """The gradient where the masters are; offloaded it is only valid until the buffer's next use."""
+        if self._buffer is None:
+            return gradient
+        return self._place(gradient).copy_(gradient)
+
+    def _send(self, master: Tensor, parameter: nn.Parameter) -> None:
+        """Round a master into its parameter; offloaded, on the host, so that half as many bytes travel."""
+        parameter.copy_(master if self._buffer is None else self._place(parameter).copy_(master))
+
+    def _place(self, like: Tensor) -> Tensor:
+        """A part of the buffer with the shape and dtype of ``like``."""
+        assert self._buffer is not None
+        return self._buffer[: like.nbytes].view(like.dtype).view(like.shape)
 
     def clear_gradients(self) -> None:
         """Drop every gradient that was collected or not."""
@@ -133,11 +162,13 @@ class MasterAdamW:
             }
 
 
-def _master(parameter: nn.Parameter) -> nn.Parameter:
-    if parameter.dtype in (torch.bfloat16, torch.float16):
-        return nn.Parameter(parameter.detach().float())
-    if parameter.dtype in (torch.float32, torch.float64):
-        return parameter
+def _master(parameter: nn.Parameter, offload: bool) -> nn.Parameter:
+    if parameter.dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        if offload:
+            host = parameter.detach().to("cpu", wide, copy=True)
+            return nn.Parameter(host)
+        return parameter if parameter.dtype == wide else nn.Parameter(parameter.detach().to(wide))
     raise SlamkernError(
         f"cannot train a parameter of {parameter.dtype}; load the model in float32, bfloat16 or float16"
     )

@@ -134,8 +134,9 @@ def test_tensorboard_events_are_written(fit, tmp_path):
         ({"config": replace(CONFIG, report_to="tensorboard")}, "needs output_dir"),
         ({"resume": True}, "needs output_dir"),
         ({"model": selected().to("meta")}, "meta"),
+        ({"config": replace(CONFIG, optimizer_offload=True)}, "in host memory already"),
     ],
-    ids=["frozen", "selection", "no pairs", "too long", "tensorboard", "resume", "meta"],
+    ids=["frozen", "selection", "no pairs", "too long", "tensorboard", "resume", "meta", "offload"],
 )
 def test_bad_input_is_one_clear_line(fit, options, words):
     with pytest.raises(SlamkernError, match=words) as caught:

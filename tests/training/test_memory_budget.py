@@ -109,7 +109,7 @@ def test_a_smaller_budget_recomputes_more_of_the_same_layers():
     measured = footprint(prepared())
     most, least = measured.total(TOKENS), measured.total(TOKENS, measured.recomputable)
     assert least < most
-    plans = [measured.plan(TOKENS, least + (most - least) * step // 20) for step in range(21)]
+    plans = [measured.plan(TOKENS, least + (most - least) * step // 20).recompute for step in range(21)]
     for smaller, larger in itertools.pairwise(plans):
         assert smaller >= larger
     assert plans[0] == set(measured.recomputable) and plans[-1] == frozenset() and len(set(plans)) > 4
@@ -128,7 +128,7 @@ def test_what_cannot_fit_says_how_much_it_needs_and_what_would():
         measured.plan(TOKENS, least - 1)
     with pytest.raises(slamkern.SlamkernError, match="train fewer layers"):
         measured.plan(TOKENS, measured.weights)
-    assert measured.plan(TOKENS, least) == set(measured.recomputable)
+    assert measured.plan(TOKENS, least).recompute == set(measured.recomputable)
     assert not any(ffn.recompute for ffn in fused_ffns(model))
     # Summed gradients outlive a micro-batch.
     assert footprint(model, accumulation=2).state > measured.state

@@ -112,3 +112,46 @@ def test_nothing_to_train_and_integer_weights_are_refused():
         MasterAdamW([])
     with pytest.raises(SlamkernError, match="float8"):
         MasterAdamW([("w", nn.Parameter(torch.zeros(2).to(torch.float8_e4m3fn), requires_grad=False))])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_offloaded_steps_are_bitwise_the_same(dtype):
+    here, there = parameters(dtype), parameters(dtype)
+    optimizers = [
+        MasterAdamW(here.items(), weight_decay=0.1),
+        MasterAdamW(there.items(), weight_decay=0.1, offload=True),
+    ]
+    for step in range(6):
+        for optimizer in optimizers:
+            for name, gradient in gradients(step).items():
+                parameter = optimizer.parameters[name]
+                parameter.grad = gradient.to(dtype) if parameter.grad is None else parameter.grad + gradient.to(dtype)
+            optimizer.collect_gradients()
+            if step % 2:  # gradients of two micro-batches are added up
+                optimizer.clip(1.0)
+                optimizer.step(0.01)
+    for name in here:
+        assert torch.equal(here[name], there[name])
+        assert all(master is not there[name] for master in optimizers[1].masters.values())
+    again = MasterAdamW(parameters(dtype).items(), offload=True)
+    again.load_state_dict(optimizers[1].state_dict())
+    assert all(torch.equal(again.masters[name], optimizers[1].masters[name]) for name in here)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_offloaded_optimizer_leaves_nothing_on_the_gpu():
+    device = torch.device("cuda")
+    before = torch.cuda.memory_allocated(device)
+    here = {name: nn.Parameter(torch.randn(512, 512, device=device, dtype=torch.bfloat16)) for name in ("up", "down")}
+    optimizer = MasterAdamW(here.items(), offload=True)
+    start = {name: parameter.detach().clone() for name, parameter in here.items()}
+    for parameter in here.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.collect_gradients()
+    optimizer.step(0.1)
+    assert optimizer._buffer.is_pinned() and not any(master.is_cuda for master in optimizer.masters.values())
+    for name, parameter in here.items():
+        torch.testing.assert_close(parameter.float(), start[name].float() - 0.1, atol=0.02, rtol=0.01)
+    del start
+    assert torch.cuda.memory_allocated(device) - before == sum(parameter.nbytes for parameter in here.values())

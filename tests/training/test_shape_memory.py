@@ -1,0 +1,112 @@
+"""Memory computed from a shape is the memory measured on models of it, and 7B fits where it is said to fit."""
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import slamkern
+from slamkern.bench.memory_table import memory_rows
+from slamkern.bench.workload import even_lengths, shape_builder, shape_config
+from slamkern.cli.bench import bench
+from slamkern.data.packing import collate
+from slamkern.modules.fp8_linear import quantized_modules
+from slamkern.modules.packed_attention import packed_attention
+from slamkern.modules.patch import fused_ffns
+from slamkern.selection.trainable import trained_parameters
+from slamkern.training.fp8 import frozen_in_fp8
+from slamkern.training.loss import packed_loss, read_head
+from slamkern.training.memory_budget import footprint
+from slamkern.training.optimizer import MasterAdamW
+from slamkern.training.shape_memory import shape_footprint
+from slamkern.training.step_cost import peak_growth, storage_bytes
+
+CPU = torch.device("cpu")
+# Fewer keys than heads and the lowest layer trained; tied embeddings in float32; the peak among logits, layers apart.
+SHAPES = [
+    (torch.bfloat16, (0, 1), {}),
+    (torch.float32, (1, 2), {"num_key_value_heads": 4, "tie_word_embeddings": True, "hidden_size": 128}),
+    (torch.bfloat16, (0, 2), {"vocab_size": 4096, "num_hidden_layers": 6}),
+]
+
+
+def prepared(dtype, layers, changes):
+    model = slamkern.patch_model(shape_builder("tiny", CPU, dtype, **changes)())
+    slamkern.apply_selection(model, layers)
+    return model
+
+
+@pytest.mark.parametrize(("dtype", "layers", "changes"), SHAPES)
+def test_the_computed_footprint_is_the_measured_one(dtype, layers, changes):
+    model = prepared(dtype, layers, changes)
+    for accumulation in (1, 2):
+        measured = footprint(model, accumulation=accumulation)
+        computed = shape_footprint(model.config, layers, itemsize=dtype.itemsize, accumulation=accumulation)
+        assert computed == measured
+
+
+def test_fp8_keeps_one_copy_of_a_frozen_weight():
+    model = prepared(torch.bfloat16, (0, 1), {})
+    computed = shape_footprint(model.config, (0, 1), fp8=True)
+    with frozen_in_fp8(model, keep_transposed=False):
+        measured = footprint(model)
+        originals = 2 * sum(module.slamkern_fp8.values.numel() for module in quantized_modules(model))
+    assert computed.weights == measured.weights - originals  # they wait in host memory, which is this device's
+    assert computed.saved == measured.saved
+
+
+@pytest.mark.parametrize(("dtype", "layers", "changes"), SHAPES)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_estimate_is_within_a_tenth_of_the_peak(dtype, layers, changes, recompute):
+    model = prepared(dtype, layers, changes)
+    computed = shape_footprint(model.config, layers, itemsize=dtype.itemsize)
+    chosen = tuple(computed.recomputable) if recompute else ()
+    for ffn in fused_ffns(model):
+        ffn.recompute = ffn.layer in chosen
+    examples = even_lengths(64, 1024, model.config.vocab_size, steps=1, supervised=1.0).steps[0]
+    batch, head = collate(examples), read_head(model)
+    optimizer = MasterAdamW(trained_parameters(model).items())
+    with packed_attention(model):
+        for _ in range(2):  # moments exist from the first step on
+            with peak_growth(CPU) as growth:
+                (packed_loss(model, batch, head=head) / 1024).backward()
+                optimizer.collect_gradients()
+                optimizer.step(1e-5)
+    resident = storage_bytes([*model.parameters(), *model.buffers(), *optimizer.state_dict().values()])
+    assert computed.total(1024, chosen) == pytest.approx(resident + growth[0], rel=0.1)
+
+
+def test_7b_fits_into_24_and_in_fp8_into_16_gigabytes():
+    def row(frozen, recompute, optimizer, budget):
+        wanted = {"frozen_weights": frozen, "recompute": recompute, "optimizer": optimizer}
+        rows = memory_rows("Llama-2-7B", 4096, range(6), budget=budget)
+        return next(row for row in rows if wanted.items() <= row.items())
+
+    plain = row("bfloat16", "nothing", "device", 24 * 10**9)
+    assert plain["weights_gb"] == pytest.approx(2 * 6.738, rel=1e-3)  # parameters of Llama-2-7B
+    assert plain["optimizer_gb"] == pytest.approx(12 * 0.54107, rel=1e-3)  # 541.07M trained, three float32 each
+    assert plain["fits"] == "no" and plain["peak_gb"] > 32
+    assert row("bfloat16", "every FFN", "device", 24 * 10**9)["fits"] == "no"  # recomputing alone is not enough
+    assert row("bfloat16", "every FFN", "host", 24 * 10**9)["peak_gb"] <= 24
+    assert row("fp8", "every FFN", "host", 16 * 10**9)["peak_gb"] <= 16
+    for one in memory_rows("Llama-2-7B", 4096, range(6)):
+        parts = (one[f"{name}_gb"] for name in ("weights", "optimizer", "saved", "workspace"))
+        assert sum(parts) == pytest.approx(one["peak_gb"])
+
+
+def test_a_plan_offloads_only_where_recomputing_is_not_enough():
+    seven = shape_footprint(shape_config("Llama-2-7B"), range(6))
+    small = seven.plan(4096, 32 * 10**9, offload=None)
+    assert not small.offload and 0 < len(small.recompute) < 32
+    assert seven.plan(4096, 24 * 10**9, offload=None).offload
+    with pytest.raises(slamkern.SlamkernError, match=r"28 GB even with every FFN recomputed, more"):
+        seven.plan(4096, 24 * 10**9)
+    with pytest.raises(slamkern.SlamkernError, match=r"and the optimizer in host memory, more than .* 20 GB"):
+        seven.plan(4096, 20 * 10**9, offload=None)
+
+
+def test_the_command_prints_the_table_without_a_gpu():
+    options = ["memory", "--shape", "Llama-2-7B", "--tokens", "4096", "--gpu", "24GB"]
+    result = CliRunner().invoke(bench, options, catch_exceptions=False)
+    assert result.exit_code == 0 and "every FFN" in result.stdout and "yes" in result.stdout
+    with pytest.raises(slamkern.SlamkernError, match="SmolLM2-135M has 30 layers; 31"):
+        CliRunner().invoke(bench, ["memory", "--shape", "SmolLM2-135M", "--layers", "31"], catch_exceptions=False)
