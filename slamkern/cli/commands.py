@@ -15,6 +15,7 @@ import typer
 
 from slamkern.cli.bench import bench
 from slamkern.cli.compare import compare
+from slamkern.cli.delta import delta
 from slamkern.cli.options import (
     AllowPickle,
     Config,
@@ -246,3 +247,4 @@ def demo(
 for command in (score, report, export, env, compare):
     app.command()(command)
 app.add_typer(bench, name="bench")
+app.add_typer(delta, name="delta")

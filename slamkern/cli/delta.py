@@ -1,0 +1,112 @@
+"""``slamkern delta``: scale a delta, take layers back, blend several, find the best scale (see `training.delta`)."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slamkern.cli.options import Config, Data, Languages, Model, Out, Set, configure, load
+from slamkern.errors import SlamkernError
+
+delta = typer.Typer(help="What can be done with trained weights afterwards.", no_args_is_help=True)
+
+Trained = Annotated[Path, typer.Argument(help="The folder of a training run, or its delta.safetensors.")]
+
+
+@delta.callback()
+def _delta() -> None:
+    """What can be done with trained weights afterwards."""
+
+
+@delta.command()
+def scale(
+    trained: Trained,
+    by: Annotated[float, typer.Option(help="1 is the trained model, 0 the base model.")],
+    out: Out,
+    model: Model = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """A share of the change that training made: base + by * (trained - base)."""
+    from slamkern.training.delta import blend_deltas
+
+    base, _ = load(configure(config, overrides, model={"name": model}))
+    typer.echo(str(blend_deltas(base, [(trained, by)], out)))
+
+
+@delta.command()
+def merge(
+    trained: Annotated[list[Path], typer.Argument(help="Two or more deltas on the same base model.")],
+    out: Out,
+    weights: Annotated[str | None, typer.Option(help="With commas, one a delta; without it all the same.")] = None,
+    model: Model = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Several changes at once: base + sum of weight * (trained - base)."""
+    from slamkern.training.delta import blend_deltas
+
+    if len(trained) < 2:
+        raise SlamkernError("one delta cannot be merged; name another, or use slamkern delta scale")
+    shares = _numbers(weights, "--weights") if weights is not None else [1 / len(trained)] * len(trained)
+    if len(shares) != len(trained):
+        raise SlamkernError(f"{len(shares)} weights for {len(trained)} deltas; give one for each")
+    base, _ = load(configure(config, overrides, model={"name": model}))
+    typer.echo(str(blend_deltas(base, list(zip(trained, shares, strict=True)), out)))
+
+
+@delta.command()
+def revert(
+    trained: Trained,
+    layers: Annotated[str, typer.Option(help="With commas: the layers that are as in the base model again.")],
+    out: Out,
+) -> None:
+    """Take single layers back; needs no model."""
+    from slamkern.training.delta import revert_layers
+
+    chosen = _numbers(layers, "--layers")
+    if any(number != int(number) for number in chosen):
+        raise SlamkernError(f"--layers {layers!r} are not whole numbers")
+    typer.echo(str(revert_layers(trained, [int(number) for number in chosen], out)))
+
+
+@delta.command()
+def sweep(
+    trained: Trained,
+    scales: Annotated[str, typer.Option(help="With commas.")] = "0,0.25,0.5,0.75,1,1.25",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the delta at the best scale here.")] = None,
+    model: Model = None,
+    data: Data = None,
+    languages: Languages = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Held-out translation loss at several scales: the held-out pairs of the same data as in training."""
+    from slamkern.data.prompts import get_prompt
+    from slamkern.data.tokenization import tokenize_pairs
+    from slamkern.pipeline.stages import alignment_pairs
+    from slamkern.training.delta import blend_deltas, sweep_scale
+
+    settings = configure(config, overrides, model={"name": model}, data={"path": data, "languages": languages})
+    tried = _numbers(scales, "--scales")
+    _, held_out = alignment_pairs(settings)
+    base, tokenizer = load(settings)
+    recipe = settings.train
+    examples, _ = tokenize_pairs(
+        held_out, tokenizer, get_prompt(recipe.prompt, tokenizer), max_length=recipe.max_length
+    )
+    if not examples:
+        raise SlamkernError(f"none of the {len(held_out)} held-out pairs fits max_length {recipe.max_length}")
+    losses = sweep_scale(base, trained, examples, tried)
+    best = min(losses, key=lambda number: losses[number])
+    for number, loss in losses.items():
+        typer.echo(f"scale {number:<6g} held-out loss {loss:.4f}{'  best' if number == best else ''}")
+    if out is not None:
+        typer.echo(str(blend_deltas(base, [(trained, best)], out)))
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise SlamkernError(f"{option} {text!r} are not numbers with commas") from None

@@ -1,0 +1,199 @@
+"""What can be done with a delta after training: scale it, take layers back, blend several, find the best scale.
+
+A delta stores the trained weights themselves, so its change is ``trained - base`` with the base model at hand:
+
+    scale    W = base + s * (trained - base)            s < 1 keeps more of the base model
+    revert   W = base in the layers that are taken back, which often forgets less than freezing them from the start
+             (arXiv 2505.18356)
+    merge    W = base + sum_i s_i * (trained_i - base)   task arithmetic (Ilharco et al. 2023, arXiv 2212.04089)
+
+The results are deltas like any other: for `load_delta`, ``--delta`` and the export. Sums are made in float64, so that a
+scale of 1 gives the trained weights back and 0 those of the base.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from slamkern.errors import SlamkernError
+from slamkern.files import load_tensors, save_tensors
+from slamkern.selection.layers import LayerSelection
+from slamkern.training.checkpoint import AXES, DELTA, FORMAT, SELECTION, load_delta
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from slamkern.data.packing import Example
+
+NEURONS = "@neurons"
+INDEX = tuple(f"{NEURONS}.{axis}" for axis in AXES.values())
+Scaled = tuple[str | Path, float]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What deltas change in a model: weight name -> base value (dtype of the model), summed difference (float64)."""
+
+    base: dict[str, Tensor]
+    difference: dict[str, Tensor]
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module, scale: float = 1.0) -> None:
+        """Give the changed weights of ``model`` the value ``base + scale * difference``."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, base in self.base.items():
+            parameters[name].copy_(base.double() + scale * self.difference[name])
+
+
+@torch.no_grad()
+def read_change(model: nn.Module, deltas: Sequence[Scaled]) -> Change:
+    """The sum of ``(folder, scale)`` deltas over the base model ``model``, which is left as it was.
+
+    Each delta passes the checks of `load_delta` against the base weights. Raises SlamkernError for none and for a scale
+    that is not finite.
+    """
+    if not deltas:
+        raise SlamkernError("no delta given")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    base: dict[str, Tensor] = {}
+    difference: dict[str, Tensor] = {}
+    for folder, scale in deltas:
+        if not abs(scale) < float("inf"):
+            raise SlamkernError(f"the scale of {folder} is {scale}; expected a finite number")
+        names = {name.partition(NEURONS)[0] for name in _read(folder)[0]}
+        here = {name: parameters[name].clone() for name in names if name in parameters}
+        load_delta(model, folder)
+        for name, original in here.items():
+            change = scale * (parameters[name].double() - original.double())
+            difference[name] = difference[name] + change if name in difference else change
+            parameters[name].copy_(original)
+        base |= here
+    return Change(base, difference)
+
+
+def blend_deltas(model: nn.Module, deltas: Sequence[Scaled], out: str | Path) -> Path:
+    """Write ``base + sum of scale * (trained - base)`` as a delta into ``out``; ``model`` has the base weights.
+
+    It keeps them. One delta is scaled, several are merged. Single neurons stay single neurons where every delta names
+    the same ones, otherwise the whole weights are written. Raises SlamkernError as `read_change` does, and where
+    ``out`` has a delta.
+    """
+    out = _free(out)
+    change = read_change(model, deltas)
+    stored = [_read(folder) for folder, _ in deltas]
+    change.apply(model)
+    try:
+        values = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+        tensors: dict[str, Tensor] = {}
+        for name in change.base:
+            tensors |= _stored_like(name, values[name], [tensors for tensors, _ in stored])
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # before the base comes back
+    finally:
+        change.apply(model, 0.0)
+    selections = [LayerSelection.load(path) for folder, _ in deltas if (path := _beside(folder)).is_file()]
+    if selections:
+        _merged(selections).save(out / SELECTION)
+    made_from = [{"delta": str(folder), "scale": scale} for folder, scale in deltas]
+    save_tensors(out / DELTA, tensors, {**stored[0][1], "made_from": made_from})
+    return out / DELTA
+
+
+def revert_layers(folder: str | Path, layers: Sequence[int], out: str | Path) -> Path:
+    """Write the delta in ``folder`` without these layers into ``out``: they are those of the base model again.
+
+    Needs no model. SlamkernError for a layer that the delta does not change, and for all of them.
+    """
+    out = _free(out)
+    tensors, metadata = _read(folder)
+    changed = sorted({_layer(name) for name in tensors})
+    if unknown := [layer for layer in layers if layer not in changed]:
+        raise SlamkernError(f"{folder} does not change layers {_listed(unknown)}; it changes {_listed(changed)}")
+    if not layers or set(layers) == set(changed):
+        what = "no layer given" if not layers else f"that takes back all layers of {folder}, and nothing is left"
+        raise SlamkernError(f"{what}; it changes {_listed(changed)}")
+    kept = {name: tensor for name, tensor in tensors.items() if _layer(name) not in layers}
+    if (path := _beside(folder)).is_file():
+        selection = LayerSelection.load(path)
+        left = tuple(layer for layer in selection.layers if layer not in layers)
+        neurons = selection.neurons and {layer: ids for layer, ids in selection.neurons.items() if layer in left}
+        replace(selection, layers=left, k=len(left), neurons=neurons).save(out / SELECTION)
+    made_from = [{"delta": str(folder), "reverted_layers": sorted(layers)}]
+    save_tensors(out / DELTA, kept, {**metadata, "made_from": made_from})
+    return out / DELTA
+
+
+def sweep_scale(
+    model: "PreTrainedModel", folder: str | Path, examples: Sequence["Example"], scales: Sequence[float]
+) -> dict[float, float]:
+    """Held-out loss (nats a token) of the base model with the delta at each scale; the model is left as it was."""
+    from slamkern.training.batches import mean_loss
+
+    change = read_change(model, [(folder, 1.0)])
+    losses = {}
+    try:
+        for scale in scales:
+            change.apply(model, scale)
+            losses[scale] = mean_loss(model, examples)
+    finally:
+        change.apply(model, 0.0)
+    return losses
+
+
+def _read(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    path = Path(folder) / DELTA if Path(folder).is_dir() else Path(folder)
+    tensors, metadata = load_tensors(path, "delta")
+    if metadata.get("format") != FORMAT:
+        raise SlamkernError(f"{path} is not a delta, but {metadata.get('format', 'another slamkern file')}")
+    return tensors, metadata
+
+
+def _beside(folder: str | Path) -> Path:
+    return (Path(folder) if Path(folder).is_dir() else Path(folder).parent) / SELECTION
+
+
+def _free(out: str | Path) -> Path:
+    out = Path(out)
+    if (out / DELTA).exists():
+        raise SlamkernError(f"{out / DELTA} exists; choose another folder or remove it")
+    return out
+
+
+def _stored_like(name: str, value: Tensor, stored: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors that store ``value``: rows or columns of it where all deltas that have it store the same ones."""
+    indices = [
+        (dim, tensors.get(f"{name}{suffix}"))
+        for tensors in stored
+        if name in tensors or f"{name}{NEURONS}" in tensors
+        for dim, suffix in enumerate(INDEX)
+        if name in tensors or f"{name}{suffix}" in tensors
+    ]
+    dim, first = indices[0]
+    if first is None or not all(other is not None and torch.equal(first, other) for _, other in indices):
+        return {name: value}
+    return {
+        f"{name}{NEURONS}": value.index_select(dim, first.to(value.device)),
+        f"{name}{INDEX[dim]}": first,
+    }
+
+
+def _merged(selections: Sequence[LayerSelection]) -> LayerSelection:
+    first = selections[0]
+    layers = tuple(sorted({layer for selection in selections for layer in selection.layers}))
+    if all(selection.layers == first.layers and selection.neurons == first.neurons for selection in selections):
+        return first
+    return LayerSelection(
+        layers, k=len(layers), rule="merged", model=first.model, signature=first.signature, num_layers=first.num_layers
+    )
+
+
+def _layer(name: str) -> int:
+    """``model.layers.11.mlp.up_proj.weight`` is of layer 11: the first part of its name that is a number."""
+    return next(int(part) for part in name.split(".") if part.isdigit())
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))

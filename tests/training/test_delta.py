@@ -1,0 +1,119 @@
+"""Arithmetic with deltas against the arithmetic itself, on weights of a tiny model."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.tiny_models import tiny_model
+
+from slamkern.data.packing import Example
+from slamkern.errors import SlamkernError
+from slamkern.modules.patch import patch_model
+from slamkern.selection.layers import LayerSelection
+from slamkern.selection.trainable import apply_selection
+from slamkern.training import delta
+from slamkern.training.batches import mean_loss
+from slamkern.training.checkpoint import load_delta, save_delta
+from slamkern.training.delta import blend_deltas, read_change, revert_layers, sweep_scale
+
+NAMES = {layer: [f"model.layers.{layer}.mlp.{which}_proj.weight" for which in ("down", "up")] for layer in range(3)}
+
+
+def trained(folder, layers=(0, 2), seed=1, neurons=None, dtype=torch.float32):
+    """A delta of random changes; returns its folder."""
+    model = patch_model(tiny_model().to(dtype))
+    selection = LayerSelection(layers=layers, neurons=neurons)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in apply_selection(model, selection):
+            tensor.parameter.add_(torch.randn(tensor.parameter.shape, generator=generator).to(dtype))
+    save_delta(model, folder, selection)
+    return folder
+
+
+def weights(folder, dtype=torch.float32):
+    """All weights of the base model with a delta in it (None: the base alone)."""
+    model = tiny_model().to(dtype)
+    if folder is not None:
+        load_delta(model, folder)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scaling_is_between_base_and_trained_and_exact_at_both_ends(tmp_path, dtype):
+    folder, model = trained(tmp_path / "a", dtype=dtype), tiny_model().to(dtype)
+    base, full = weights(None, dtype), weights(folder, dtype)
+    for scale in (0.0, 0.5, 1.0, 1.5):
+        out = tmp_path / f"x{scale}"
+        blend_deltas(model, [(folder, scale)], out)
+        result = weights(out, dtype)
+        for name in base:
+            wanted = (base[name].double() + scale * (full[name].double() - base[name].double())).to(dtype)
+            assert torch.equal(result[name], wanted), name
+        assert scale not in (0.0, 1.0) or all(
+            torch.equal(result[name], (base, full)[int(scale)][name]) for name in base
+        )
+        assert LayerSelection.load(out / "selection.json").layers == (0, 2)
+    assert all(torch.equal(tensor, base[name]) for name, tensor in model.state_dict().items())
+
+
+def test_merging_adds_the_changes_also_where_they_are_in_different_layers(tmp_path):
+    first, second = trained(tmp_path / "a", (0, 2), 1), trained(tmp_path / "b", (1, 2), 2)
+    blend_deltas(tiny_model(), [(first, 0.75), (second, 0.5)], tmp_path / "out")
+    base, one, two, merged = (weights(folder) for folder in (None, first, second, tmp_path / "out"))
+    for name in base:
+        wanted = base[name] + 0.75 * (one[name] - base[name]) + 0.5 * (two[name] - base[name])
+        torch.testing.assert_close(merged[name], wanted, rtol=1e-6, atol=1e-6)
+    selection = LayerSelection.load(tmp_path / "out/selection.json")
+    assert selection.layers == (0, 1, 2) and selection.rule == "merged"
+
+
+def test_single_neurons_stay_single_neurons(tmp_path):
+    few = {0: (3, 5), 2: (1, 2)}
+    folder, same = trained(tmp_path / "a", neurons=few), trained(tmp_path / "b", neurons=few, seed=2)
+    other = trained(tmp_path / "c", neurons={0: (3, 6), 2: (1, 2)})
+    blend_deltas(tiny_model(), [(folder, 0.5), (same, 0.5)], tmp_path / "kept")
+    assert load_file(tmp_path / "kept/delta.safetensors").keys() == load_file(folder / "delta.safetensors").keys()
+    blend_deltas(tiny_model(), [(folder, 0.5), (other, 0.5)], tmp_path / "whole")
+    names = load_file(tmp_path / "whole/delta.safetensors").keys()
+    assert {*NAMES[0]} <= names and f"{NAMES[2][0]}@neurons" in names
+    base, one, two, merged = (weights(path) for path in (None, folder, other, tmp_path / "whole"))
+    for name in base:
+        wanted = (base[name] + 0.5 * (one[name] - base[name]) + 0.5 * (two[name] - base[name])).float()
+        torch.testing.assert_close(merged[name], wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_reverted_layers_are_those_of_the_base(tmp_path):
+    folder = trained(tmp_path / "a", neurons={0: (3, 5), 2: (1,)})
+    revert_layers(folder, [0], tmp_path / "out")
+    base, full, result = (weights(path) for path in (None, folder, tmp_path / "out"))
+    for name in base:
+        assert torch.equal(result[name], full[name] if ".layers.2." in name else base[name]), name
+    selection = LayerSelection.load(tmp_path / "out/selection.json")
+    assert (selection.layers, selection.k, selection.neurons) == ((2,), 1, {2: (1,)})
+    assert delta._layer("model.layers.11.mlp.up_proj.weight") == 11  # not layer 1
+
+
+def test_sweep_is_the_loss_of_the_model_at_each_scale(tmp_path):
+    folder, model = trained(tmp_path / "a"), tiny_model()
+    examples = [Example((1, 5, 7, 9, 2), (-100, -100, 7, 9, 2), 0), Example((1, 4, 6, 2), (-100, 4, 6, 2), 0)]
+    losses = sweep_scale(model, folder, examples, [0.0, 0.5, 1.0])
+    assert losses[0.0] == mean_loss(tiny_model(), examples) == mean_loss(model, examples)
+    full = tiny_model()
+    load_delta(full, folder)
+    assert losses[1.0] == mean_loss(full, examples) != losses[0.0]
+    assert len(set(losses.values())) == 3
+
+
+def test_what_cannot_be_is_refused_and_leaves_nothing(tmp_path):
+    folder, model = trained(tmp_path / "a"), tiny_model()
+    with pytest.raises(SlamkernError, match="does not change layers 1, 7; it changes 0, 2"):
+        revert_layers(folder, [1, 7], tmp_path / "out")
+    with pytest.raises(SlamkernError, match=r"all layers .* nothing is left"):
+        revert_layers(folder, [0, 2], tmp_path / "out")
+    with pytest.raises(SlamkernError, match="finite"):
+        read_change(model, [(folder, float("nan"))])
+    with pytest.raises(SlamkernError, match="was trained on"):
+        blend_deltas(tiny_model("mistral"), [(folder, 0.5)], tmp_path / "out")
+    with pytest.raises(SlamkernError, match=r"delta\.safetensors exists"):
+        blend_deltas(model, [(folder, 0.5)], folder)
+    assert not (tmp_path / "out").exists()
