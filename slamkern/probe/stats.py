@@ -16,6 +16,7 @@ from torch import Tensor
 from slamkern.errors import SlamkernError
 from slamkern.files import load_tensors, save_tensors
 from slamkern.ops.moments import merge_
+from slamkern.ops.reference import OBSERVABLES
 from slamkern.version import __version__
 
 
@@ -112,10 +113,11 @@ class ActivationStats:
 
     @classmethod
     def load(cls, path: str | Path) -> "ActivationStats":
-        """Read statistics; a foreign, truncated or inconsistent file is refused."""
+        """Read statistics; SlamkernError for a file that is foreign, truncated, or holds what no probe can find."""
         tensors, metadata = load_tensors(path, "statistics")
         try:
-            languages = tuple(metadata["languages"])
+            languages = metadata["languages"]
+            languages = tuple(languages) if isinstance(languages, list) else languages
             count, mean, m2, active = (tensors[name] for name in ("count", "mean", "m2", "active"))
             names = [name for name in tensors if name.startswith("group_")]
             groups = QuestionGroups(*(tensors[f"group_{n}"] for n in ("count", "mean", "active"))) if names else None
@@ -125,10 +127,54 @@ class ActivationStats:
             )  # fmt: skip
         except KeyError as error:
             raise SlamkernError(f"{path} is not a statistics file: {error.args[0]!r} is missing") from error
-        shape = (len(languages), *mean.shape[1:])
-        if count.shape != shape[:1] or mean.dim() != 3 or any(t.shape != shape for t in (mean, m2, active)):
-            raise SlamkernError(f"{path} is inconsistent: {len(languages)} languages, mean {tuple(mean.shape)}")
+        if (flaw := _flaw(stats)) is not None:
+            raise SlamkernError(f"{path} is inconsistent: {flaw}")
         return stats
+
+
+def _flaw(stats: ActivationStats) -> str | None:
+    """What cannot be true of statistics that a probe found; None where all can."""
+    codes, groups = stats.languages, stats.groups
+    if not isinstance(codes, tuple) or not all(isinstance(code, str) and code for code in codes) or not codes:
+        return f"its languages are {codes!r}, not a list of codes"
+    if len(set(codes)) != len(codes):
+        return f"its languages are {list(codes)}, one of them twice"
+    for name in ("model", "signature", "observe"):
+        if not isinstance(getattr(stats, name), str):
+            return f"its {name} is {getattr(stats, name)!r}, not text"
+    if stats.observe not in OBSERVABLES:
+        return f"it observes {stats.observe!r}; known: {' '.join(OBSERVABLES)}"
+    if stats.mean.dim() != 3 or 0 in stats.mean.shape[1:]:
+        return f"its mean is {tuple(stats.mean.shape)}, not (languages, layers, neurons)"
+    shape = (len(codes), *stats.mean.shape[1:])
+    expected = [("count", stats.count, shape[:1], torch.int64), ("active", stats.active, shape, torch.int64)]
+    expected += [(name, getattr(stats, name), shape, torch.float64) for name in ("mean", "m2")]
+    if groups is not None:
+        number = groups.count.shape[:1]
+        expected += [("group_count", groups.count, (*number, len(codes)), torch.int64)]
+        expected += [("group_mean", groups.mean, (*number, *shape), torch.float32)]
+        expected += [("group_active", groups.active, (*number, *shape), torch.int32)]
+    for name, tensor, size, dtype in expected:
+        if tensor.shape != size:
+            return f"{name} is {tuple(tensor.shape)}, not {tuple(size)}"
+        if tensor.dtype != dtype:
+            return f"{name} is {str(tensor.dtype)[6:]}, not {str(dtype)[6:]}"
+    for index, code in enumerate(codes):
+        count, active = int(stats.count[index]), stats.active[index]
+        if count < 1:
+            return f"its count of {code!r} is {count} tokens"
+        for name in ("mean", "m2"):
+            if not getattr(stats, name)[index].isfinite().all():
+                return f"{name} of {code!r} is not finite"
+        if (stats.m2[index] < 0).any():
+            return f"m2 of {code!r} is below 0"
+        if (active < 0).any() or (active > count).any():
+            return f"active of {code!r} is not within 0 and its {count} tokens"
+    if groups is not None:
+        sums = torch.equal(groups.count.sum(0), stats.count) and torch.equal(groups.active.sum(0).long(), stats.active)
+        if not sums or not groups.mean.isfinite().all() or (groups.count < 0).any() or (groups.active < 0).any():
+            return "its groups of questions do not add up to the whole"
+    return None
 
 
 def _spread(stats: ActivationStats, languages: tuple[str, ...]) -> ActivationStats:

@@ -49,7 +49,7 @@ class Quantised:
     bytes_transposed: int
     bytes_before: int
     emulated: bool
-    left: tuple[Finding, ...]
+    skipped: tuple[Finding, ...]
 
     def __str__(self) -> str:
         """One line for the log."""
@@ -60,7 +60,7 @@ class Quantised:
         )
         if self.emulated:
             text += ", multiplied in float32: this device has no FP8 products"
-        groups = Counter((re.sub(r"[.][0-9]+[.]", ".*.", found.path), found.reason) for found in self.left)
+        groups = Counter((re.sub(r"[.][0-9]+[.]", ".*.", found.path), found.reason) for found in self.skipped)
         return "; ".join([text, *(f"{count} x {path} stay: {why}" for (path, why), count in groups.items())])
 
 
@@ -174,5 +174,5 @@ def _summary(chosen: list[Finding], findings: list[Finding], emulated: bool) -> 
         bytes_transposed=sum(weight.bytes_transposed for weight in weights),
         bytes_before=sum(found.module.weight.nbytes for found in chosen),
         emulated=emulated,
-        left=tuple(found for found in findings if found.reason is not None),
+        skipped=tuple(found for found in findings if found.reason is not None),
     )

@@ -30,6 +30,20 @@ def sample(tokens: int, seed: int, mean: float = 0.0, std: float = 1.0) -> torch
     return mean + std * torch.randn(tokens, 2, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def grouped() -> ActivationStats:
+    """Statistics of two languages in two groups of questions."""
+    values = {"en": sample(4, 0), "th": sample(6, 1)}
+    halves = [[moments_of(rows.chunk(2)[half]) for rows in values.values()] for half in (0, 1)]
+    return stats_of(
+        values,
+        groups=QuestionGroups(
+            torch.tensor([[2, 3], [2, 3]]),
+            torch.stack([torch.stack([mean for mean, _, _ in half]) for half in halves]).float(),
+            torch.stack([torch.stack([active for _, _, active in half]) for half in halves]).int(),
+        ),
+    )
+
+
 def test_merge_equals_one_pass_over_everything():
     a, b, c = sample(7, 0), sample(1, 1), sample(12, 2)
     merged = stats_of({"en": a, "de": b}).merge(stats_of({"sw": b, "en": c}))
@@ -71,8 +85,7 @@ def test_adding_nothing_changes_nothing():
 
 
 def test_file_contract_and_round_trip(tmp_path):
-    groups = QuestionGroups(torch.ones(3, 2, dtype=torch.int64), torch.rand(3, 2, 2, 5), torch.ones(3, 2, 2, 5).int())
-    stats = stats_of({"en": sample(4, 0), "th": sample(3, 1)}, groups=groups)
+    stats = grouped()
     path = tmp_path / "stats.safetensors"
     stats.save(path)
     with safe_open(path, "pt") as opened:
@@ -89,7 +102,7 @@ def test_file_contract_and_round_trip(tmp_path):
         assert getattr(again, name) == getattr(stats, name)
     for name in ("count", "mean", "m2", "active"):
         assert torch.equal(getattr(again, name), getattr(stats, name))
-    assert all(torch.equal(a, b) for a, b in zip(vars(again.groups).values(), vars(groups).values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(vars(again.groups).values(), vars(stats.groups).values(), strict=True))
 
 
 def test_statistics_of_different_models_do_not_merge():
@@ -119,4 +132,64 @@ def test_wrong_files_are_refused(tmp_path):
         ActivationStats.load(path)
     dataclasses.replace(stats, count=torch.ones(2, dtype=torch.int64)).save(path)
     with pytest.raises(slamkern.SlamkernError, match="is inconsistent"):
+        ActivationStats.load(path)
+
+
+def with_value(name: str, value: float, index: tuple[int, ...] = (0,)):
+    """The statistics with one element of one tensor changed."""
+
+    def change(stats: ActivationStats) -> ActivationStats:
+        owner, field = (stats.groups, name[6:]) if name.startswith("group_") else (stats, name)
+        tensor = getattr(owner, field).clone()
+        tensor[(*index, *[0] * (tensor.dim() - len(index)))] = value
+        changed = dataclasses.replace(owner, **{field: tensor})
+        return dataclasses.replace(stats, groups=changed) if owner is stats.groups else changed
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_value("count", -4), "count"),
+        (with_value("count", 0), "count"),
+        (lambda s: dataclasses.replace(s, count=s.count.double()), "count is float64, not int64"),
+        (lambda s: dataclasses.replace(s, mean=s.mean.float()), "mean is float32, not float64"),
+        (lambda s: dataclasses.replace(s, m2=s.m2[..., :4]), r"m2 is \(2, 2, 4\), not \(2, 2, 5\)"),
+        (lambda s: dataclasses.replace(s, mean=s.mean[0]), r"mean is \(2, 5\)"),
+        (lambda s: dataclasses.replace(s, mean=s.mean[..., :0], m2=s.m2[..., :0], active=s.active[..., :0]), "neurons"),
+        (with_value("mean", float("nan")), "mean of 'en' is not finite"),
+        (with_value("m2", float("inf"), (1,)), "m2 of 'th' is not finite"),
+        (with_value("m2", -1.0), "m2 of 'en' is below 0"),
+        (with_value("active", 5), "active of 'en' is not within 0 and its 4 tokens"),
+        (with_value("active", -1, (1,)), "active of 'th' is not within 0 and its 6 tokens"),
+        (lambda s: dataclasses.replace(s, languages=("en", "en")), "languages are"),
+        (lambda s: dataclasses.replace(s, languages=("en", "")), "languages are"),
+        (lambda s: dataclasses.replace(s, languages=(1, 2)), "languages are"),
+        (lambda s: dataclasses.replace(s, languages=("en",)), r"count is \(2,\), not \(1,\)"),
+        (lambda s: dataclasses.replace(s, observe="up"), "observes 'up'"),
+        (lambda s: dataclasses.replace(s, model=None), "model is None"),
+        (with_value("group_count", 3), "groups"),
+        (with_value("group_active", 1000), "groups"),
+        (with_value("group_mean", float("nan")), "groups"),
+        (lambda s: dataclasses.replace(s, groups=dataclasses.replace(s.groups, mean=s.groups.mean[:1])), "group_mean"),
+    ],
+)
+def test_statistics_that_cannot_be_are_refused_on_load(tmp_path, change, message):
+    path = tmp_path / "stats.safetensors"
+    grouped().save(path)
+    assert ActivationStats.load(path).languages == ("en", "th")
+    change(grouped()).save(path)
+    with pytest.raises(slamkern.SlamkernError, match=message):
+        ActivationStats.load(path)
+
+
+@pytest.mark.parametrize("languages", [None, "en", {"en": 1}, [["en"], "th"]])
+def test_metadata_of_another_kind_is_refused(tmp_path, languages):
+    path = tmp_path / "stats.safetensors"
+    stats = grouped()
+    tensors = {name: getattr(stats, name) for name in ("count", "mean", "m2", "active")}
+    metadata = {"languages": languages, "model": "m", "signature": "s", "observe": "gate", "slamkern_version": "0"}
+    save_file(tensors, path, metadata={name: json.dumps(value) for name, value in metadata.items()})
+    with pytest.raises(slamkern.SlamkernError, match="languages are"):
         ActivationStats.load(path)
