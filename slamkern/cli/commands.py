@@ -33,6 +33,7 @@ from slamkern.cli.options import (
     model_options,
     refuse_existing,
 )
+from slamkern.cli.pipeline import demo, run
 from slamkern.cli.results import env, export, report, score
 from slamkern.errors import SlamkernError
 from slamkern.version import __version__
@@ -79,7 +80,7 @@ def probe(
     overrides: Set = None,
 ) -> None:
     """Activation statistics of every FFN neuron per language: writes stats.safetensors."""
-    from slamkern.pipeline.stages import alignment_pairs, probe_model
+    from slamkern.pipeline.stages import alignment_pairs, probe_model, probe_texts
 
     settings = configure(
         config,
@@ -89,6 +90,7 @@ def probe(
     )
     pairs = alignment_pairs(settings)[0] if settings.probe.task == "data" else []
     refuse_existing(out / "stats.safetensors")
+    probe_texts(settings, pairs)
     loaded, tokenizer = load(settings)
     stats = probe_model(settings, loaded, tokenizer, pairs, progress=True)
     stats.save(out / "stats.safetensors")
@@ -135,8 +137,9 @@ def train(
 ) -> None:
     """Fine-tune the FFNs of the selected layers on translation into English: writes a delta checkpoint and its log."""
     from slamkern.modules.patch import patch_model
+    from slamkern.pipeline.checks import check_model, check_prompt
     from slamkern.pipeline.stages import alignment_pairs
-    from slamkern.selection.layers import LayerSelection
+    from slamkern.selection.layers import LayerSelection, check_layers
     from slamkern.selection.trainable import apply_selection
     from slamkern.training import loop
 
@@ -147,6 +150,8 @@ def train(
     )  # fmt: skip
     chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
     pairs, held_out = alignment_pairs(settings)
+    check_prompt(settings.train.prompt)
+    check_layers(chosen.layers, check_model(settings.model))
     loaded, tokenizer = load(settings)
     apply_selection(patch_model(loaded), chosen, settings.select.projections)
     result = loop.train(
@@ -187,6 +192,7 @@ def evaluate(
     """Answer accuracy per language: writes predictions.jsonl and evaluation.json. The same command resumes."""
     from slamkern.data.tasks import load_task
     from slamkern.evaluation import accuracy, scoring
+    from slamkern.pipeline.checks import check_prompt
 
     settings = configure(
         config, overrides, model=model_options(model, trust_remote_code, allow_pickle),
@@ -195,6 +201,7 @@ def evaluate(
     section = settings.evaluate
     if section.task is None:
         raise SlamkernError("no task given: use --task mgsm, msvamp or corpus")
+    check_prompt(section.prompt)
     questions = load_task(section.task, section.languages, section.data, section.limit)
     loaded, tokenizer = load(settings, delta)
     result = accuracy.evaluate_questions(
@@ -205,46 +212,7 @@ def evaluate(
     typer.echo(f"{out}: predictions.jsonl, evaluation.json")
 
 
-@app.command()
-def run(
-    out: Out,
-    model: Model = None,
-    data: Data = None,
-    languages: Languages = None,
-    trust_remote_code: TrustRemoteCode = None,
-    allow_pickle: AllowPickle = None,
-    config: Config = None,
-    overrides: Set = None,
-) -> None:
-    """Everything: probe, select, measure, train, measure again, report. The same command resumes."""
-    from slamkern.cli.tables import before_after
-    from slamkern.pipeline.run import run as run_pipeline
-
-    settings = configure(
-        config,
-        overrides,
-        model=model_options(model, trust_remote_code, allow_pickle),
-        data={"path": data, "languages": languages},
-    )
-    before_after(run_pipeline(settings, out))
-    typer.echo(f"report: {out / 'report.html'}")
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("slamkern-demo"),
-    model: Annotated[str, typer.Option("--model", "-m", help="tiny (trained here first) or smollm2.")] = "tiny",
-    overrides: Set = None,
-) -> None:
-    """The whole pipeline on an embedded corpus, without network or GPU, in under three minutes on two cores."""
-    from slamkern.cli.tables import before_after
-    from slamkern.pipeline.demo import run_demo
-
-    before_after(run_demo(out, model, overrides=overrides or ()))
-    typer.echo(f"report: {out / 'report.html'}")
-
-
-for command in (score, report, export, env, compare):
+for command in (run, demo, score, report, export, env, compare):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(delta, name="delta")

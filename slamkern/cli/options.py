@@ -13,7 +13,22 @@ if TYPE_CHECKING:
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the sections of a run.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override: section.key=value. Repeatable.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+
+
+def check_out(path: Path | None) -> Path | None:
+    """Refuse an output folder that nothing can be written to, before there is anything to write."""
+    if path is None:
+        return None
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SlamkernError(f"--out {str(path)!r} is not UTF-8; use another name") from error
+    if path.is_symlink() and not path.exists():
+        raise SlamkernError(f"--out {path} is a link to {path.readlink()}, which does not exist")
+    return path
+
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", callback=check_out)]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="HF folder, .gguf file, hub id, or smollm2.")]
 Data = Annotated[
     str | None, typer.Option("--data", "-d", help="Parallel text: folder, JSON(L), corpus:, hf:owner/name.")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slamkern.data.chat_template import check_chat_template, render
 from slamkern.data.languages import language
 from slamkern.data.pairs import Pair
 from slamkern.errors import SlamkernError
@@ -54,8 +55,7 @@ class Prompt:
 
     def _render(self, instruction: str, answer_language: str) -> str:
         if self.template is None:
-            messages = [{"role": "user", "content": instruction}]
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return render(self.tokenizer, instruction)
         # The language first: an instruction that happens to contain "{language}" must stay as it is.
         return self.template.replace("{language}", answer_language).replace("{instruction}", instruction)
 
@@ -101,6 +101,7 @@ def _chat(tokenizer: Any) -> Prompt:
     if not getattr(tokenizer, "chat_template", None):
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         raise SlamkernError(f"the tokenizer {name} has no chat template; use another prompt: {', '.join(_PRESETS)}")
+    check_chat_template(tokenizer)
     return Prompt("chat", None, tokenizer=tokenizer)
 
 

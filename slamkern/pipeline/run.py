@@ -21,6 +21,7 @@ from slamkern.data.pairs import Pair
 from slamkern.errors import SlamkernError
 from slamkern.files import write_json
 from slamkern.modules.patch import patch_model
+from slamkern.pipeline.checks import check_run
 from slamkern.pipeline.config import RunConfig
 from slamkern.pipeline.loading import describe, load_model
 from slamkern.pipeline.stages import alignment_pairs, choose_layers, measure, probe_model
@@ -88,7 +89,9 @@ def run(config: RunConfig, out: str | Path, *, progress: bool = True) -> dict[st
         if claimed.finished:
             log.info("%s is finished", out)
             return claimed.results()
-        return go_on(claimed, *alignment_pairs(config), progress=progress)
+        pairs = alignment_pairs(config)
+        check_run(config, *pairs)
+        return go_on(claimed, *pairs, progress=progress)
 
 
 def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, progress: bool = True) -> dict[str, Any]:

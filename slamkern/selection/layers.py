@@ -152,6 +152,11 @@ def select_layers(
     return replace(selection, neurons=_choose_neurons(neuron_scores(stats, score, center), layers, neuron_fraction))
 
 
+def check_choice(num_layers: int, k: int, rule: str, region: str) -> None:
+    """Refuse what :func:`select_layers` would refuse of a model of so many layers, before one is probed."""
+    _choose(torch.full((num_layers,), torch.inf), _region(region, num_layers), k, rule, 0)
+
+
 def _choose(scores: Tensor, allowed: Sequence[int], k: int, rule: str, seed: int) -> tuple[int, ...]:
     name, _, argument = rule.partition(":")
     if name in ("top_k", "lowest", "random"):

@@ -263,3 +263,10 @@ def test_a_bug_is_one_line_and_its_traceback_is_kept(
 
 def test_nothing_steers_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(["score", str(tmp_path / "\x1b[31mred")], capsys, r"\x1b[31mred")
+
+
+def test_an_out_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dangling").symlink_to("nowhere")
+    probe = ["probe", "--model", "no/such-model", "--data", "corpus:", "--out"]
+    fails([*probe, str(tmp_path / "dangling")], capsys, "is a link to nowhere, which does not exist")
+    fails([*probe, os.fsdecode(os.fsencode(tmp_path) + b"/\xff")], capsys, "is not UTF-8")

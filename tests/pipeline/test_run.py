@@ -119,6 +119,37 @@ def test_other_folders_are_refused(finished: Path, model_folder: Path, tmp_path:
         run.run(configuration(model_folder), tmp_path / "notes.txt", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("select", {"k": 99}, r"k is 99; the region has 1 of 2 layers"),
+        ("select", {"rule": "list:7"}, r"layers out of range: 7"),
+        ("select", {"rule": "threshold:many"}, r"needs a number"),
+        ("select", {"region": "middle"}, r"unknown region 'middle'"),
+        ("select", {"preset": "slam-13b"}, r"layers out of range: 2, 3, 4, 5"),
+        ("probe", {"languages": ["de", "zh"], "task": "corpus", "questions": 1}, None),
+        ("train", {"prompt": "alpacca"}, r"did you mean 'alpaca'"),
+        ("evaluate", {"prompt": "absent.txt"}, r"neither a preset, an existing file"),
+        ("evaluate", {"task": "mgsm", "data": "absent"}, r"no mgsm questions|absent"),
+        ("evaluate", {"english": "absent.txt"}, r"no file absent.txt"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, values: dict[str, Any],
+    message: str | None,
+) -> None:  # fmt: skip
+    class Loaded(Exception):
+        pass
+
+    def load(**_: Any) -> None:
+        raise Loaded
+
+    monkeypatch.setattr(run, "load_model", load)
+    with pytest.raises(SlamkernError if message else Loaded, match=message):
+        run.run(configuration(model_folder, **{section: values}), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_bad_data_leaves_no_folder(model_folder: Path, tmp_path: Path) -> None:
     for data in ({"path": str(tmp_path / "absent")}, {"path": ""}, {"languages": ["de", "xx"]}):
         with pytest.raises(SlamkernError):

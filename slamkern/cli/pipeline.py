@@ -1,0 +1,56 @@
+"""``slamkern run`` and ``slamkern demo``: all stages in one folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slamkern.cli.options import (
+    AllowPickle,
+    Config,
+    Data,
+    Languages,
+    Model,
+    Out,
+    Set,
+    TrustRemoteCode,
+    configure,
+    model_options,
+)
+
+
+def run(
+    out: Out,
+    model: Model = None,
+    data: Data = None,
+    languages: Languages = None,
+    trust_remote_code: TrustRemoteCode = None,
+    allow_pickle: AllowPickle = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Everything: probe, select, measure, train, measure again, report. The same command resumes."""
+    from slamkern.cli.tables import before_after
+    from slamkern.pipeline.run import run as run_pipeline
+
+    settings = configure(
+        config,
+        overrides,
+        model=model_options(model, trust_remote_code, allow_pickle),
+        data={"path": data, "languages": languages},
+    )
+    before_after(run_pipeline(settings, out))
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+def demo(
+    out: Out = Path("slamkern-demo"),
+    model: Annotated[str, typer.Option("--model", "-m", help="tiny (trained here first) or smollm2.")] = "tiny",
+    overrides: Set = None,
+) -> None:
+    """The whole pipeline on an embedded corpus, without network or GPU, in under three minutes on two cores."""
+    from slamkern.cli.tables import before_after
+    from slamkern.pipeline.demo import run_demo
+
+    before_after(run_demo(out, model, overrides=overrides or ()))
+    typer.echo(f"report: {out / 'report.html'}")
