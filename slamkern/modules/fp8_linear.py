@@ -37,6 +37,8 @@ class FP8Weight:
     def __init__(self, weight: Tensor, backend: str = "auto", *, keep_transposed: bool = False) -> None:
         self.backend = backend
         self.values, self.scale = self.quantized(weight.detach())
+        # The scale of the weight in input_gradient, where it is part of the gradient already.
+        self._ones = torch.ones(1, weight.shape[1], dtype=torch.float32, device=weight.device)
         self._transposed: Tensor | None = None
         if keep_transposed:
             self._transposed = self.transposed()
@@ -51,9 +53,9 @@ class FP8Weight:
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """``grad @ w`` of (tokens, out): (tokens, in), in the dtype of ``grad``."""
-        ones = torch.ones(1, self.values.shape[1], dtype=torch.float32, device=grad.device)
         # Gradients are summed over more layers than activations: sums stay in full float32.
-        return _product(self.quantized(grad, self.scale), self.transposed().t(), ones, None, grad.dtype, fast=False)
+        rows = self.quantized(grad, self.scale)
+        return _product(rows, self.transposed().t(), self._ones, None, grad.dtype, fast=False)
 
     def transposed(self) -> Tensor:
         """The values as (in, out), contiguous: the copy that is kept, or else made for this call."""
@@ -81,6 +83,8 @@ def _product(
 ) -> Tensor:
     """Rows times ``right`` (reduction, columns), contiguous along the reduction; scale: (1, columns)."""
     values, row_scale = rows
+    if values.shape[0] == 0:  # a library call may refuse no rows
+        return torch.empty(0, right.shape[1], dtype=dtype, device=values.device)
     if values.is_cuda:
         return torch._scaled_mm(
             values, right, row_scale.unsqueeze(1), scale, bias=bias, out_dtype=dtype, use_fast_accum=fast
@@ -106,11 +110,14 @@ def project(x: Tensor, *projections: tuple[Weight, Tensor | None]) -> list[Tenso
 
 
 def input_gradient(*terms: tuple[Tensor, Weight]) -> Tensor:
-    """The sum of ``grad @ weight`` over (grad, weight)."""
+    """The sum of ``grad @ weight`` over (grad, weight); autograd must be off, as it is in a backward."""
     (grad, weight), *others = terms
     total = grad @ weight if isinstance(weight, Tensor) else weight.input_gradient(grad)
     for grad, weight in others:
-        total = torch.addmm(total, grad, weight) if isinstance(weight, Tensor) else total + weight.input_gradient(grad)
+        if isinstance(weight, Tensor):
+            torch.addmm(total, grad, weight, out=total)
+        else:
+            total.add_(weight.input_gradient(grad))
     return total
 
 

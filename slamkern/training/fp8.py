@@ -131,7 +131,9 @@ def frozen_in_fp8(model: nn.Module, *, backend: str = "auto", keep_transposed: b
             quantised = FP8Weight(weight.data.to(device), backend, keep_transposed=keep)
             extend(found.module, FP8Linear, slamkern_fp8=quantised)
             if device.type != "cpu":
-                weight.data = weight.data.to("cpu")
+                # Pinned: the copies there and back run at the rate of the bus.
+                away = torch.empty(weight.shape, dtype=weight.dtype, device="cpu", pin_memory=True)
+                weight.data = away.copy_(weight.data)
         yield _summary(chosen, findings, emulated)
     finally:
         for found in chosen:
