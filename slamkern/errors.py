@@ -11,3 +11,7 @@ class SlamkernError(ValueError):
 def printable(text: str) -> str:
     """``text`` with what would steer a terminal (escape sequences in a name, say) written out as escapes."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+class DamagedFileError(SlamkernError):
+    """A file of ours is not what was written: truncated, changed, or gone."""

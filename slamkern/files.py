@@ -3,6 +3,7 @@
 Safetensors files too, with every way such a file can be wrong turned into one clear line.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -15,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from slamkern.errors import SlamkernError
+from slamkern.digests import tensor_digests
+from slamkern.errors import DamagedFileError
 from slamkern.reading import parse_json
 
 TEMPORARY = ".tmp"  # ends the names of files and folders that are being written; they begin with a dot
@@ -42,8 +44,18 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on disk: a renamed file is safe only then."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -58,9 +70,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write ``tensors`` and JSON-encoded ``metadata`` to a safetensors file, atomically."""
+    """Write ``tensors`` and JSON-encoded ``metadata`` to a safetensors file, atomically.
+
+    Two entries are added to the metadata: ``sha256`` of each tensor, and ``checksum`` of the metadata themselves.
+    """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    encoded = {name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items()}
+    described = {**metadata, "sha256": tensor_digests(contiguous)}
+    encoded = {name: json.dumps(value, ensure_ascii=False) for name, value in described.items()}
+    encoded["checksum"] = _checksum(encoded)
     with atomic_write(path) as temporary:
         try:
             save_file(contiguous, temporary, metadata=encoded)
@@ -69,16 +86,32 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a safetensors file written by :func:`save_tensors`; ``kind`` names what it should be in error messages."""
+    """Read a safetensors file written by :func:`save_tensors`; ``kind`` names what it should be in error messages.
+
+    DamagedFileError where anything in it is not what was written.
+    """
     path = Path(path)
     if not path.is_file():
-        raise SlamkernError(f"{path} does not exist; expected a {kind} file")
+        raise DamagedFileError(f"{path} does not exist; expected a {kind} file")
     try:
         with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
+            metadata = dict(opened.metadata() or {})
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise SlamkernError(f"{path} is not a {kind} file: truncated or not safetensors ({error})") from error
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise DamagedFileError(f"{path} is not a {kind} file: truncated or not safetensors ({reason})") from error
     if "slamkern_version" not in metadata:
-        raise SlamkernError(f"{path} is not a {kind} file: safetensors, but not written by slamkern")
-    return tensors, {name: parse_json(value, f"{path}: metadata {name!r}") for name, value in metadata.items()}
+        raise DamagedFileError(f"{path} is not a {kind} file: safetensors, but not written by slamkern")
+    if metadata.pop("checksum", None) != _checksum(metadata):
+        raise DamagedFileError(f"{path} is damaged: its metadata are not what was written; restore or make it again")
+    values = {name: parse_json(value, f"{path}: metadata {name!r}") for name, value in metadata.items()}
+    written, found = values.pop("sha256"), tensor_digests(tensors)
+    for name in sorted(written.keys() | found.keys()):
+        if written.get(name) != found.get(name):
+            raise DamagedFileError(f"{path} is damaged: {name!r} is not what was written; restore or make it again")
+    return tensors, values
+
+
+def _checksum(encoded: Mapping[str, str]) -> str:
+    text = json.dumps(sorted(encoded.items()), ensure_ascii=False)
+    return json.dumps(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())

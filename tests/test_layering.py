@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "slamkern"
 
 # Each folder and the folders it may import from, besides its own; every one may use the files at the top.
-TOP = {"errors", "files", "progress", "reading", "run_folder", "version"}
+TOP = {"digests", "errors", "files", "progress", "reading", "run_folder", "version"}
 FOLDERS: dict[str, set[str]] = {
     "kernels": set(),
     "ops": {"kernels"},

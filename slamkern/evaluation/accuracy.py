@@ -5,15 +5,13 @@ soon as its batch is done, and the same call goes on where a killed one stopped.
 intervals) stands in `scoring`, how texts are generated in `generation`, the files in `predictions`.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from slamkern.data.prompts import Prompt, get_prompt
 from slamkern.data.tasks import Question, load_task
+from slamkern.digests import state_digest
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.generation import generate
 from slamkern.evaluation.predictions import Prediction, PredictionLog
@@ -116,26 +114,13 @@ def evaluate_questions(
     return result
 
 
-def weights_checksum(model: torch.nn.Module) -> str:
-    """16 hexadecimal digits that change with any weight, its name, shape or dtype; the same on every device.
-
-    Sums the bit patterns of each tensor as integers, so it costs one pass over the weights where they are.
-    """
-    digest = hashlib.sha256()
-    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    for name, tensor in model.state_dict().items():
-        bits = tensor.detach().view(integer[tensor.element_size()])
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {int(bits.sum(dtype=torch.int64))}\n".encode())
-    return digest.hexdigest()[:16]
-
-
 def _settings(
     model: "PreTrainedModel", task: str, prompt: Prompt, max_new_tokens: int, stop: Sequence[str]
 ) -> dict[str, Any]:
     """What the outputs depend on besides the questions: the fingerprint that a resumed run has to match."""
     return {
         "task": task,
-        "weights": weights_checksum(model),
+        "weights": state_digest(model.state_dict()),
         "dtype": str(model.dtype).removeprefix("torch."),
         "prompt": prompt.name,
         "prompt_example": prompt.question("<question>", "de"),

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
-from slamkern.files import TEMPORARY, load_tensors, save_tensors
+from slamkern.files import TEMPORARY, load_tensors, save_tensors, sync_folder
 from slamkern.probe.stats import model_signature
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
+from slamkern.training.frozen import AXES, changed_weight, frozen_digests, trained_parts
 from slamkern.training.optimizer import MasterAdamW
 from slamkern.version import __version__
 
@@ -33,18 +34,26 @@ SELECTION = "selection.json"
 FORMAT = "slamkern-delta"
 STATE = "training-state"
 KEPT = 2
-AXES = {"up": "rows", "down": "columns"}
+NAMES = ("rows", "columns")  # of the neurons, in the first and second dimension of a weight
 
 
-def save_delta(model: nn.Module, folder: str | Path, selection: LayerSelection | None = None) -> Path:
+def save_delta(
+    model: nn.Module,
+    folder: str | Path,
+    selection: LayerSelection | None = None,
+    *,
+    frozen: Mapping[str, str] | None = None,
+) -> Path:
     """Write the tensors that require a gradient, and the selection where there is one; returns the delta's path.
 
-    Each file is whole or absent, the delta last. SlamkernError when nothing requires a gradient.
+    frozen: the digests of the model's other weights where they are known already (see ``frozen_digests``). Each file is
+    whole or absent, the delta last. SlamkernError when nothing requires a gradient, or a value is not finite.
     """
     folder = Path(folder)
     tensors = trained_parameters(model)
     if not tensors:
         raise SlamkernError("no parameter requires a gradient, so there is no delta; call apply_selection first")
+    check_finite(tensors, "nothing was saved; lower learning_rate, or train in bfloat16 or float32")
     if selection is not None:
         selection.save(folder / SELECTION)
     metadata = {
@@ -52,21 +61,33 @@ def save_delta(model: nn.Module, folder: str | Path, selection: LayerSelection |
         "format": FORMAT,
         "signature": model_signature(model.config),
         "base_model": str(getattr(model.config, "_name_or_path", "")),
+        "frozen_weights": dict(frozen or frozen_digests(model, trained_parts(model))),
     }
     # Up and down name the same neurons; a safetensors file holds no shared storage.
     which = {
-        f"{t.name}.{AXES[t.projection]}": t.neurons.clone() for t in trainable_tensors(model) if t.neurons is not None
+        f"{t.name}.{NAMES[AXES[t.projection]]}": t.neurons.clone()
+        for t in trainable_tensors(model)
+        if t.neurons is not None
     }
     save_tensors(folder / DELTA, tensors | which, metadata)
     return folder / DELTA
 
 
-@torch.no_grad()
-def load_delta(model: nn.Module, folder: str | Path) -> list[str]:
-    """Copy the tensors of a delta (its folder or the file) into a model of the same shape; returns their names.
+def check_finite(tensors: Mapping[str, Tensor], otherwise: str) -> None:
+    """SlamkernError, with what to do, where a tensor holds infinity or NaN."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise SlamkernError(f"{name} holds values that are not finite; {otherwise}")
 
-    All are checked before the first is copied. SlamkernError, naming the file, for one that is truncated or foreign,
-    for another model's, and for a tensor of another name, shape or dtype. Freeze flags are not touched.
+
+@torch.no_grad()
+def load_delta(model: nn.Module, folder: str | Path, *, frozen: Mapping[str, str] | None = None) -> list[str]:
+    """Copy the tensors of a delta (its folder or the file) into the model it was trained on; returns their names.
+
+    frozen: the digests of the model's other weights where they are known already. All is checked before the first
+    tensor is copied. SlamkernError, naming the file, for one that is truncated, changed or foreign, for a delta of
+    another model or of other weights of this one, and for a tensor of another name, shape or dtype, or with values that
+    are not finite. Freeze flags are not touched.
     """
     path = Path(folder) / DELTA if Path(folder).is_dir() else Path(folder)
     tensors, metadata = load_tensors(path, "delta")
@@ -76,7 +97,7 @@ def load_delta(model: nn.Module, folder: str | Path) -> list[str]:
     if metadata.get("signature") != signature:
         trained_on = f"{metadata.get('base_model') or 'a model'} ({metadata.get('signature')})"
         raise SlamkernError(f"{path} was trained on {trained_on}, this model is {signature}; load that base model")
-    names = [name for name in tensors if not name.endswith(tuple(f"@neurons.{axis}" for axis in AXES.values()))]
+    names = [name for name in tensors if not name.endswith(tuple(f"@neurons.{axis}" for axis in NAMES))]
     places = {name: _place(model, name, tensors, path) for name in names}
     for name, here in places.items():
         tensor = tensors[name]
@@ -85,9 +106,24 @@ def load_delta(model: nn.Module, folder: str | Path) -> list[str]:
         if here.dtype != tensor.dtype:
             wanted = str(tensor.dtype).removeprefix("torch.")
             raise SlamkernError(f"{path}: {name} is {wanted}, the model's is {here.dtype}; load the model as {wanted}")
+    check_finite(tensors, f"{path} cannot be used")
+    parts = {name.removesuffix("@neurons"): _neurons(name, tensors) for name in names}
+    now = frozen or frozen_digests(model, parts)
+    if changed := changed_weight(metadata.get("frozen_weights", {}), now, parts):
+        base = metadata.get("base_model") or "its base model"
+        raise SlamkernError(
+            f"{path} was trained on other weights than this model has (first difference: {changed});"
+            f" load {base} as it was then"
+        )
     for name, here in places.items():
         here.copy_(tensors[name])
     return list(places)
+
+
+def _neurons(name: str, tensors: Mapping[str, Tensor]) -> tuple[int, Tensor] | None:
+    """(dimension, indices) of the neurons that a tensor of a delta stands for; None for a whole weight."""
+    found = [(axis, tensors[f"{name}.{word}"]) for axis, word in enumerate(NAMES) if f"{name}.{word}" in tensors]
+    return found[0] if found else None
 
 
 class _Part:
@@ -109,8 +145,7 @@ def _place(model: nn.Module, name: str, tensors: Mapping[str, Tensor], path: Pat
         raise SlamkernError(f"{path}: the model has no tensor {whole}; load the base model of the delta")
     if not at:
         return parameters[name]
-    axis = 0 if f"{name}.{AXES['up']}" in tensors else 1
-    index = tensors.get(f"{name}.{list(AXES.values())[axis]}", torch.tensor([-1]))
+    axis, index = _neurons(name, tensors) or (0, torch.tensor([-1]))
     if index.min() < 0 or index.max() >= parameters[whole].shape[axis]:
         raise SlamkernError(f"{path}: the neurons of {whole} are not named or out of range; save the delta again")
     selected = {t.name: t for t in trainable_tensors(model) if t.neurons is not None}.get(name)
@@ -129,6 +164,7 @@ def save_checkpoint(
     step: int,
     fingerprint: str,
     selection: LayerSelection | None = None,
+    frozen: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``out/checkpoint-<step>`` as a whole or not at all, then drop all but the last two; returns the folder.
 
@@ -138,8 +174,9 @@ def save_checkpoint(
     if final.is_dir():
         return final
     with atomic_folder(final) as folder:
-        save_delta(model, folder, selection)
+        save_delta(model, folder, selection, frozen=frozen)
         tensors = {f"optimizer/{name}": tensor for name, tensor in optimizer.state_dict().items()}
+        check_finite(tensors, "nothing was saved; lower learning_rate")
         tensors |= {f"rng/{name}": tensor for name, tensor in _random_states(model).items()}
         metadata = {"slamkern_version": __version__, "format": STATE, "step": step, "fingerprint": fingerprint}
         save_tensors(folder / f"{STATE}.safetensors", tensors, metadata)
@@ -154,7 +191,9 @@ def list_checkpoints(out: Path) -> list[Path]:
     return [steps[step] for step in sorted(steps)]
 
 
-def restore_checkpoint(folder: Path, model: nn.Module, optimizer: MasterAdamW, *, fingerprint: str) -> int:
+def restore_checkpoint(
+    folder: Path, model: nn.Module, optimizer: MasterAdamW, *, fingerprint: str, frozen: Mapping[str, str] | None = None
+) -> int:
     """Put trained weights, optimizer and random states back; returns the number of steps done.
 
     SlamkernError for a damaged checkpoint, one of another run, and one of other trained tensors.
@@ -163,7 +202,7 @@ def restore_checkpoint(folder: Path, model: nn.Module, optimizer: MasterAdamW, *
     if metadata.get("format") != STATE or metadata.get("fingerprint") != fingerprint:
         raise SlamkernError(f"{folder} belongs to another run; choose another output folder")
     optimizer.load_state_dict(_under("optimizer/", tensors))
-    loaded = load_delta(model, folder)
+    loaded = load_delta(model, folder, frozen=frozen)
     if set(loaded) != set(optimizer.parameters):
         odd = sorted(set(loaded) ^ set(optimizer.parameters))[0]
         raise SlamkernError(f"{folder} and this model do not train the same tensors (first difference: {odd})")
@@ -186,19 +225,11 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)  # mkdtemp made it private
-        _sync(temporary)
+        sync_folder(temporary)
         os.replace(temporary, folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from slamkern.errors import SlamkernError
 from slamkern.files import load_tensors, save_tensors
 from slamkern.selection.layers import LayerSelection
-from slamkern.training.checkpoint import AXES, DELTA, FORMAT, SELECTION, load_delta
+from slamkern.training.checkpoint import DELTA, FORMAT, NAMES, SELECTION, load_delta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from slamkern.data.packing import Example
 
 NEURONS = "@neurons"
-INDEX = tuple(f"{NEURONS}.{axis}" for axis in AXES.values())
+INDEX = tuple(f"{NEURONS}.{axis}" for axis in NAMES)
 Scaled = tuple[str | Path, float]
 
 

@@ -40,6 +40,7 @@ from slamkern.training.checkpoint import (
 )
 from slamkern.training.config import TrainConfig, TrainResult
 from slamkern.training.fp8 import frozen_in_fp8
+from slamkern.training.frozen import frozen_digests, trained_parts
 from slamkern.training.interrupt import GracefulInterrupt
 from slamkern.training.loss import describe_head, read_head
 from slamkern.training.memory_budget import parse_bytes, within_budget
@@ -90,13 +91,14 @@ def train(
         unseen = tokenize(held_out, tokenizer, config, context=context) if held_out else []
         lengths = [len(example.input_ids) for example in examples]
         steps = plan_steps(lengths, config)
-        settings = run_settings(model, examples, unseen, asdict(config))
+        frozen = frozen_digests(model, trained_parts(model))
+        settings = run_settings(model, examples, unseen, asdict(config), frozen)
         notes = {"base_model": str(getattr(model.config, "_name_or_path", "")), "examples": len(examples)}
         run = RunLog(None, settings) if folder is None else claim_run(folder, settings, notes, resume=resume)
         run.write_samples([render_sample(example, tokenizer) for example in examples[:3]])
         if out is not None and run.finished:
             log.info("%s is finished; loading its result", out)
-            load_delta(model, out)
+            load_delta(model, out, frozen=frozen)
             run.go_back_to(len(steps))
             return TrainResult.of(model, run.rows, run.held_out, out)
 
@@ -138,7 +140,7 @@ def train(
         checkpoint = run.latest_checkpoint()
         start = 0
         if checkpoint is not None:
-            start = restore_checkpoint(checkpoint, model, optimizer, fingerprint=run.fingerprint)
+            start = restore_checkpoint(checkpoint, model, optimizer, fingerprint=run.fingerprint, frozen=frozen)
             log.info("resuming after step %d of %d", start, len(steps))
         run.go_back_to(start)
         board = stack.enter_context(run.tensorboard()) if config.report_to == "tensorboard" else None
@@ -201,7 +203,10 @@ def train(
             due = config.save_steps and (done + 1) % config.save_steps == 0
             if out is not None and (due or stop.requested):
                 run.sync()
-                save_checkpoint(model, optimizer, out, step=done + 1, fingerprint=run.fingerprint, selection=selection)
+                save_checkpoint(
+                    model, optimizer, out,
+                    step=done + 1, fingerprint=run.fingerprint, selection=selection, frozen=frozen,
+                )  # fmt: skip
             if stop.requested:
                 where = (
                     f"saved in {out}; go on with resume=True"
@@ -213,7 +218,7 @@ def train(
             run.note_held_out("after", held_out_loss())
         if out is not None:
             run.sync()
-            save_delta(model, out, selection)
+            save_delta(model, out, selection, frozen=frozen)
     return TrainResult.of(model, run.rows, run.held_out, out)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from slamkern.data.packing import Example
+from slamkern.digests import combined_digest
 from slamkern.errors import SlamkernError
 from slamkern.files import write_json, write_text
 from slamkern.probe.stats import model_signature
@@ -133,13 +134,20 @@ def claim_run(folder: RunFolder, settings: Mapping[str, Any], notes: Mapping[str
 
 
 def run_settings(
-    model: nn.Module, examples: Sequence[Example], held_out: Sequence[Example], config: Mapping[str, Any]
+    model: nn.Module,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    config: Mapping[str, Any],
+    frozen: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What must be equal for two runs to be the same run; call it with the freeze flags set."""
+    """What must be equal for two runs to be the same run; call it with the freeze flags set.
+
+    frozen: from ``frozen_digests``.
+    """
     return {
         "config": {name: value for name, value in config.items() if name not in WITHOUT_EFFECT},
         "model": model_signature(model.config),
-        "frozen_weights": _frozen_hash(model),
+        "frozen_weights": combined_digest(frozen),
         "trained": list(trained_parameters(model)),
         "training_data": _data_hash(examples),
         "held_out_data": _data_hash(held_out),
@@ -174,15 +182,4 @@ def _data_hash(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.input_ids, example.labels)).encode())
-    return digest.hexdigest()[:16]
-
-
-def _frozen_hash(model: nn.Module) -> str:
-    """Of the first values of each frozen tensor: tells base models apart without reading gigabytes."""
-    digest = hashlib.sha256()
-    trained = {name.removesuffix("@neurons") for name in trained_parameters(model)}
-    for name, parameter in model.named_parameters():
-        if name not in trained:
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            digest.update(repr(parameter.detach().flatten()[:64].tolist()).encode())
     return digest.hexdigest()[:16]

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import slamkern
+from slamkern.files import save_tensors
 from slamkern.ops.moments import Moments, merge_moments_
 from slamkern.probe.stats import ActivationStats, QuestionGroups
 
@@ -127,7 +128,7 @@ def test_wrong_files_are_refused(tmp_path):
     save_file({"mean": torch.zeros(1)}, path)
     with pytest.raises(slamkern.SlamkernError, match="not written by slamkern"):
         ActivationStats.load(path)
-    save_file({"mean": torch.zeros(1)}, path, metadata={"slamkern_version": '"0"', "languages": '["en"]'})
+    save_tensors(path, {"mean": torch.zeros(1)}, {"slamkern_version": "0", "languages": ["en"]})
     with pytest.raises(slamkern.SlamkernError, match="'count' is missing"):
         ActivationStats.load(path)
     dataclasses.replace(stats, count=torch.ones(2, dtype=torch.int64)).save(path)
@@ -190,6 +191,6 @@ def test_metadata_of_another_kind_is_refused(tmp_path, languages):
     stats = grouped()
     tensors = {name: getattr(stats, name) for name in ("count", "mean", "m2", "active")}
     metadata = {"languages": languages, "model": "m", "signature": "s", "observe": "gate", "slamkern_version": "0"}
-    save_file(tensors, path, metadata={name: json.dumps(value) for name, value in metadata.items()})
+    save_tensors(path, tensors, metadata)
     with pytest.raises(slamkern.SlamkernError, match="languages are"):
         ActivationStats.load(path)

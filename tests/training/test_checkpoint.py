@@ -76,6 +76,31 @@ def test_tensors_that_do_not_fit_are_refused_before_any_is_copied(trained, tmp_p
     refused(tied_vocabulary, tmp_path, "lm_head.weight is")
 
 
+def test_delta_of_other_weights_of_the_same_model_is_refused(trained, tmp_path):
+    save_delta(trained, tmp_path)
+    other = tiny_model()
+    with torch.no_grad():
+        weight = other.model.layers[3].self_attn.q_proj.weight
+        weight.copy_(weight.flip(0))  # the same values in other rows
+    refused(other, tmp_path, "was trained on other weights than this model has")
+    load_delta(trained, tmp_path)  # a delta over another delta of the same base
+
+
+def test_values_that_are_not_finite_are_neither_saved_nor_loaded(trained, tmp_path, monkeypatch):
+    weight = trained.model.layers[2].mlp.up_proj.weight
+    with torch.no_grad():
+        weight[3, 3] = float("inf")
+    optimizer = adamw(trained)
+    for save in (save_delta, lambda *a: save_checkpoint(trained, optimizer, tmp_path, step=1, fingerprint="run")):
+        with pytest.raises(SlamkernError, match=r"layers\.2\.mlp\.up_proj.* not finite; nothing was saved"):
+            save(trained, tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("slamkern.training.checkpoint.check_finite", lambda *_: None)
+    save_delta(trained, tmp_path)
+    monkeypatch.undo()
+    refused(tiny_model(), tmp_path, "not finite")
+
+
 def test_nothing_trained_makes_no_delta(tmp_path):
     with pytest.raises(SlamkernError, match="apply_selection"):
         save_delta(tiny_model().requires_grad_(False), tmp_path)

@@ -105,6 +105,11 @@ def test_the_folder_of_another_run_is_refused(fit, tmp_path):
         fit(pairs=PAIRS[1:], out=tmp_path, resume=True)
     with pytest.raises(SlamkernError, match="frozen_weights was"):
         fit(model=selected(seed=1), out=tmp_path, resume=True)
+    moved = selected()
+    with torch.no_grad():
+        moved.model.layers[3].self_attn.q_proj.weight[20, 3] += 1e-3  # far behind the first values
+    with pytest.raises(SlamkernError, match="frozen_weights was"):
+        fit(model=moved, out=tmp_path, resume=True)
     other = tiny_model()
     apply_selection(other, (0, 1))
     with pytest.raises(SlamkernError, match=r"layers\.1\.mlp.* is frozen in the run"):

@@ -1,0 +1,61 @@
+"""Safetensors files of ours: what was written comes back, and any other content is refused."""
+
+import json
+import struct
+
+import pytest
+import torch
+
+from slamkern.errors import SlamkernError
+from slamkern.files import load_tensors, save_tensors
+
+TENSORS = {
+    "a": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+    "b.weight": torch.ones(5, dtype=torch.bfloat16),
+    "empty": torch.zeros(0, 3),
+    "scalar": torch.tensor(7),
+    "turned": torch.arange(6.0).reshape(2, 3).T,
+}
+METADATA = {"slamkern_version": "1", "languages": ["de", "th"]}
+
+
+def test_tensors_and_metadata_come_back(tmp_path):
+    save_tensors(tmp_path / "x", TENSORS, METADATA)
+    tensors, metadata = load_tensors(tmp_path / "x", "test")
+    assert metadata == METADATA and tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensor, TENSORS[name]) and tensor.dtype == TENSORS[name].dtype
+               for name, tensor in tensors.items())  # fmt: skip
+
+
+def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path):
+    path = tmp_path / "x"
+    save_tensors(path, TENSORS, METADATA)
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            tensors, metadata = load_tensors(path, "test")
+        except SlamkernError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+        else:
+            assert metadata == METADATA and tensors.keys() == TENSORS.keys(), position
+            assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in tensors.items()), position
+    for size in range(0, len(whole), 7):
+        path.write_bytes(whole[:size])
+        with pytest.raises(SlamkernError):
+            load_tensors(path, "test")
+
+
+def test_a_shape_changed_in_the_header_is_refused(tmp_path):
+    path = tmp_path / "x"
+    save_tensors(path, TENSORS, METADATA)
+    whole = path.read_bytes()
+    length = struct.unpack("<Q", whole[:8])[0]
+    header = json.loads(whole[8 : 8 + length])
+    header["a"]["shape"] = [4, 3]
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + length :])
+    with pytest.raises(SlamkernError, match="'a' is not what was written"):
+        load_tensors(path, "test")
