@@ -9,7 +9,8 @@ from slamkern.errors import SlamkernError
 from slamkern.evaluation.accuracy import evaluate
 from slamkern.evaluation.compare import compare
 from slamkern.evaluation.scoring import EvaluationResult
-from slamkern.modules.patch import explain, patch_model, patched, unpatch_model
+from slamkern.modules.explain import explain
+from slamkern.modules.patch import patch_model, patched, unpatch_model
 from slamkern.probe.collect import collect_stats
 from slamkern.probe.recorder import record_stats
 from slamkern.probe.stats import ActivationStats

@@ -10,7 +10,7 @@ Importing this package does not import triton: the kernels load when one of them
 import functools
 import importlib
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from slamkern.kernels.row_plan import plan_rows
 
 __all__ = [
+    "ACTIVATIONS",
+    "NORM_STYLES",
+    "OBSERVABLES",
+    "Activation",
+    "NormStyle",
+    "Observable",
     "plan_rows",
     "quantize_rows",
     "rms_norm",
@@ -31,6 +37,12 @@ __all__ = [
     "swiglu_stats",
     "unavailable_reason",
 ]
+
+# What all backends know, in the order in which csrc numbers them.
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Observable = Literal["gate", "hidden"]
+NormStyle = Literal["llama", "olmo2", "gemma"]
+ACTIVATIONS, OBSERVABLES, NORM_STYLES = map(get_args, (Activation, Observable, NormStyle))
 
 _FILES = {
     "plan_rows": "row_plan",

@@ -13,10 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from slamkern.kernels import launch
+from slamkern.kernels import ACTIVATIONS, launch
 from slamkern.kernels.activations import activate, activate_with_slope
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 _BLOCK_T = 4  # loads of 16 bytes in flight a thread and matrix
 
 

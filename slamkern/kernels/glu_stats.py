@@ -23,12 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from slamkern.kernels import launch
+from slamkern.kernels import ACTIVATIONS, OBSERVABLES, launch
 from slamkern.kernels.activations import activate
-from slamkern.kernels.glu import ACTIVATIONS
 from slamkern.kernels.row_plan import COLUMNS, RowPlan, plan_rows
 
-OBSERVABLES = ("gate", "hidden")
 BLOCK_T = launch.STATS_ROWS
 _PIVOT_ROWS = tl.constexpr(32)  # the rows of a part over which its pivot follows the mean
 

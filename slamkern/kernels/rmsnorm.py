@@ -14,9 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from slamkern.errors import SlamkernError
-from slamkern.kernels import launch
-
-STYLES = ("llama", "olmo2", "gemma")
+from slamkern.kernels import NORM_STYLES, launch
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -98,7 +96,7 @@ def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, sty
 
 def _check(x: Tensor, weight: Tensor, style: str) -> None:
     launch.check_whole_rows("x", x)
-    launch.check_choice("style of norm", style, STYLES)
+    launch.check_choice("style of norm", style, NORM_STYLES)
     if weight.shape != x.shape[1:] or weight.device != x.device or not weight.is_contiguous():
         raise SlamkernError(
             f"weight is {tuple(weight.shape)} on {weight.device}; expected ({x.shape[1]},) on {x.device}, contiguous"

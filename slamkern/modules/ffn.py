@@ -6,31 +6,33 @@ Three shapes are fused (found by ffn_match.py):
 - ``gate_up``: the same with gate and up in one projection whose output is split in halves.
 - ``plain``: ``down(act(up(x)))``; only the activation module is extended, everything around it stays.
 
-The projections stay modules. Where one of them is not an ordinary Linear at call time (a LoRA adapter, a hook, a
-sharded wrapper) it is called as a module, so whatever it does still happens; only activation, product and
-statistics are fused then.
+Projections and activation stay modules. A projection that is not an ordinary Linear at call time (a LoRA adapter, a
+hook, a sharded wrapper) is called as a module, and so is an activation with a hook: whatever they do still happens,
+and statistics are of what they give. Under ``torch.export`` and the transforms of ``torch.func`` the block's own
+forward runs: the same numbers, nothing fused.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
 from slamkern.modules import ffn_autograd
 from slamkern.modules.fp8_linear import FP8Linear, weight_of
-from slamkern.modules.surgery import Extended, extend, restore
+from slamkern.modules.surgery import Extended, extend, is_transformed, restore
 from slamkern.modules.trained_neurons import TrainedNeurons
-from slamkern.ops import glu
-from slamkern.ops.moments import Recording
+from slamkern.ops import glu, reference
+from slamkern.ops.moments import Recording, merge_moments_
 
 
 @dataclass
 class FFN:
-    """One fused FFN of a model: where it is and how it computes. Names are attribute names of its block."""
+    """One FFN of a model: where it is and how it computes. Names are attribute names of its block."""
 
-    path: str  # module path of the block in the model
+    path: str  # of the block in the model as it was patched; a wrapper put on later has paths of its own
     layer: int
     kind: str  # "gated" | "gate_up" | "plain"
     gate: str | None
@@ -40,6 +42,7 @@ class FFN:
     activation: str
     neurons: int
     gate_first: bool = True  # "gate_up": gate is the first half
+    dropout: float = 0.0  # "gated": of the result, in training mode
     backend: str = "auto"
     recompute: bool = False
     recording: Recording | None = field(default=None, compare=False)
@@ -63,26 +66,62 @@ class FFN:
         recording = self.recording_of(gate.shape[0])
         return glu.combine(gate, up, self.activation, self.backend, recording).view(shape)
 
+    def multiply(self, activated: Tensor, up: Tensor) -> Tensor:
+        """``combine`` where the activation has been computed already, by a module that others changed."""
+        hidden = activated * up
+        recording = self.recording_of(hidden.numel() // hidden.shape[-1])
+        if recording is not None:
+            observed = (hidden if recording.observe == "hidden" else activated).detach()
+            into = recording.moments.tensors
+            added = reference.moments(observed.reshape(-1, hidden.shape[-1]), recording.language_ids, len(into[0]))
+            merge_moments_(into, added)
+        return hidden
+
 
 class Fused(Extended):
     """Base of the mixins of an FFN; carries its :class:`FFN`."""
 
     slamkern_ffn: FFN
 
+    def _hidden(self, gate: Tensor, up: Tensor) -> Tensor:
+        ffn = self.slamkern_ffn
+        act: Any = getattr(self, ffn.act)
+        return ffn.combine(gate, up) if is_untouched(act) else ffn.multiply(act(gate), up)
+
+    def _runs_unfused(self) -> bool:
+        """Whether the module's own forward has to run: in a transform that cannot see through ours."""
+        if not is_transformed():
+            return False
+        ffn = self.slamkern_ffn
+        if ffn.recording is not None or ffn.trained is not None:
+            raise SlamkernError(
+                f"{ffn.path}: statistics and single trained neurons do not exist under torch.export and torch.func"
+            )
+        return True
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling ``module`` is its forward and nothing else: no hooks, no other forward on this instance."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return not hooks and "forward" not in module.__dict__
+
 
 def is_plain(linear: nn.Module) -> bool:
     """Whether calling ``linear`` is exactly ``F.linear`` with its weight and bias, or that in FP8."""
-    return (
-        (type(linear) is nn.Linear or isinstance(linear, FP8Linear))
-        and not (linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks)
-        and "forward" not in linear.__dict__
-    )
+    return (type(linear) is nn.Linear or isinstance(linear, FP8Linear)) and is_untouched(linear)
 
 
 class FusedGated(Fused):
     """Forward of an FFN with gate, up and down as separate projections; x is (..., hidden_size)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._runs_unfused():
+            return super().forward(x)
+        y = self._fused(x)
+        dropout = self.slamkern_ffn.dropout
+        return F.dropout(y, dropout, self.training) if dropout else y
+
+    def _fused(self, x: Tensor) -> Tensor:
         ffn = self.slamkern_ffn
         gate: Any = getattr(self, ffn.gate)  # type: ignore[arg-type]
         up: Any = getattr(self, ffn.up)
@@ -96,14 +135,15 @@ class FusedGated(Fused):
             and is_plain(gate)
             and is_plain(up)
             and is_plain(down)
+            and is_untouched(getattr(self, ffn.act))
         )
         if not whole:
             if trained is not None and torch.is_grad_enabled():
                 raise SlamkernError(
-                    f"{ffn.path} trains single neurons, which needs its own Linear projections without hooks or"
-                    " autocast; train whole layers instead, or load the model in the dtype to train in"
+                    f"{ffn.path} trains single neurons, which needs its own Linear projections and activation without"
+                    " hooks or autocast; train whole layers instead, or load the model in the dtype to train in"
                 )
-            return down(ffn.combine(gate(x), up(x)))
+            return down(self._hidden(gate(x), up(x)))
         tokens = x.reshape(-1, x.shape[-1])
         recording = ffn.recording_of(tokens.shape[0])
         y = ffn_autograd.GatedFFN.apply(
@@ -124,18 +164,20 @@ class FusedGateUp(Fused):
     """Forward of an FFN whose gate and up projections are the halves of one; x is (..., hidden_size)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._runs_unfused():
+            return super().forward(x)
         ffn = self.slamkern_ffn
         halves = getattr(self, ffn.up)(x)
         first, second = halves[..., : ffn.neurons], halves[..., ffn.neurons :]
         gate, up = (first, second) if ffn.gate_first else (second, first)
-        return getattr(self, ffn.down)(ffn.combine(gate, up))
+        return getattr(self, ffn.down)(self._hidden(gate, up))
 
 
 class FusedActivation(Fused):
     """Forward of the activation module of an FFN without a gate; x is (..., neurons)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.slamkern_ffn.combine(x, None)
+        return super().forward(x) if self._runs_unfused() else self.slamkern_ffn.combine(x, None)
 
 
 MIXINS: dict[str, type[Fused]] = {"gated": FusedGated, "gate_up": FusedGateUp, "plain": FusedActivation}

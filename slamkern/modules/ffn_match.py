@@ -1,119 +1,134 @@
 """Finding the FFNs of a model by what their forward computes, not by their names.
 
-Each candidate (a module that has an activation and at least two projections as direct children) is traced with
-``torch.fx``, children as leaves, and its graph is compared with the three shapes that ffn.py can fuse. A multiplier,
-a clamp, an active dropout or any other extra operation shows up as an extra node, and the module is refused.
+Each candidate (a module that has an activation and at least two projections as direct children) is traced and its graph
+compared with the three shapes that ffn.py can fuse (ffn_shape.py); a module of another shape is left alone.
 """
 
-import copy
-import operator
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
-from torch import fx, nn
+from torch import nn
 
+from slamkern.errors import SlamkernError
 from slamkern.modules.ffn import FFN, Fused
-from slamkern.ops import reference
+from slamkern.modules.ffn_shape import is_activation, is_projection, shapes, summary, trace
+from slamkern.modules.match import Match, decoder_of, replaced_forward
+from slamkern.ops import ACTIVATIONS, reference
 
-_ACTIVATION_MODULES = ("torch.nn.modules.activation", "transformers.activations")
 
+def find_ffns(model: nn.Module, *, shared_experts: bool = False) -> list[Match[FFN]]:
+    """Every FFN candidate of the model's text decoder, in order of depth; a patched one is reported as it was found.
 
-@dataclass(frozen=True)
-class Finding:
-    """A candidate: its module path, the module to extend, its :class:`FFN`, or the reason why it cannot be fused.
-
-    A block of a known shape whose weights cannot be computed with (meta device, quantised) has both.
+    shared_experts: take an FFN that runs beside routed experts for the FFN of its layer.
     """
-
-    path: str
-    module: nn.Module
-    ffn: FFN | None
-    reason: str | None
-
-
-def decoder_of(model: nn.Module) -> tuple[str, nn.Module]:
-    """The text decoder of a model and its path in it; the model itself where it names none."""
-    get_decoder = getattr(model, "get_decoder", None)
-    decoder = get_decoder() if get_decoder is not None else model
-    if isinstance(decoder, nn.Module):
-        for path, module in model.named_modules():
-            if module is decoder:
-                return path, decoder
-    return "", model
-
-
-def find_ffns(model: nn.Module) -> list[Finding]:
-    """Every FFN candidate of the model's text decoder, in order of depth; a patched one is reported as it was found."""
     prefix, decoder = decoder_of(model)
-    findings = []
-    for relative, module in decoder.named_modules():
-        path = f"{prefix}.{relative}".strip(".")
+    modules = dict(decoder.named_modules())
+    matches = []
+    for relative, module in modules.items():
         if isinstance(module, Fused):
-            findings.append(Finding(module.slamkern_ffn.path, module, module.slamkern_ffn, None))
+            block = relative if module.slamkern_ffn.kind != "plain" else relative.rpartition(".")[0]
+            reason = replaced_forward(module) or replaced_forward(modules[block])
+            matches.append(Match(block, modules[block], module, module.slamkern_ffn, reason))
         elif _has_experts(module):
-            findings.append(Finding(path, module, None, "mixture of experts: tokens reach different experts"))
+            matches.append(Match(relative, module, module, None, "mixture of experts: tokens reach different experts"))
         elif _is_candidate(module):
-            findings.append(_examine(path, module))
-    return findings
+            match = _examine(relative, module, prefix)
+            parent = modules[relative.rpartition(".")[0]]
+            if match.reason is None and not shared_experts and _routes(parent):
+                reason = (
+                    "shared expert beside routed ones; patch_model(shared_experts=True) takes it for the layer's FFN"
+                )
+                match = replace(match, part=None, reason=reason)
+            matches.append(match)
+    return [replace(match, path=f"{prefix}.{match.path}".strip(".")) for match in matches]
 
 
-def _is_activation(module: nn.Module) -> bool:
-    return type(module).__module__ in _ACTIVATION_MODULES
-
-
-def _is_projection(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, torch.Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding)
+def by_layer(matches: Iterable[Match[FFN]]) -> dict[int, Match[FFN]]:
+    """The one known FFN of each layer; SlamkernError where a layer has two, or two layers share one."""
+    layers: dict[int, Match[FFN]] = {}
+    paths: dict[int, str] = {}
+    for match in matches:
+        if match.part is None:
+            continue
+        layer = match.part.layer
+        if layer in layers:
+            raise SlamkernError(
+                f"layer {layer} has two FFNs: {layers[layer].path} and {match.path}; expected one a layer"
+            )
+        if id(match.module) in paths:
+            raise SlamkernError(f"{paths[id(match.module)]} and {match.path} share one module; expected their own")
+        layers[layer], paths[id(match.module)] = match, match.path
+    return layers
 
 
 def _has_experts(module: nn.Module) -> bool:
     stacked = any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
-    return stacked and any(_is_activation(child) for child in module.children())
+    return stacked and any(is_activation(child) for child in module.children())
+
+
+def _routes(module: nn.Module) -> bool:
+    """Whether a module has routed experts as children: stacked in one of them, or a list of FFNs."""
+    return any(
+        _has_experts(child) or (isinstance(child, nn.ModuleList) and any(map(_is_candidate, child)))
+        for child in module.children()
+    )
+
+
+def _library(module: nn.Module) -> str:
+    return type(module).__module__.split(".")[0]
 
 
 def _is_candidate(module: nn.Module) -> bool:
     children = list(module.children())
+    if _library(module) == "liger_kernel":
+        return sum(map(is_projection, children)) >= 2
     # A patched activation inside makes its block a finding of its own, already reported.
     return (
-        any(_is_activation(child) and not isinstance(child, Fused) for child in children)
-        and sum(_is_projection(child) for child in children) >= 2
+        any(is_activation(child) and not isinstance(child, Fused) for child in children)
+        and sum(is_projection(child) for child in children) >= 2
     )
 
 
-def _examine(path: str, module: nn.Module) -> Finding:
+def _examine(path: str, module: nn.Module, prefix: str) -> Match[FFN]:
+    """What a candidate at ``path`` in the decoder is, which is at ``prefix`` in the model."""
+
+    def refused(reason: str) -> Match[FFN]:
+        return Match(path, module, module, None, reason)
+
+    if reason := replaced_forward(module):
+        return refused(reason)
+    if _library(module) == "liger_kernel":
+        name = type(module).__name__
+        return refused(f"{name} of liger_kernel computes it; build the model without Liger's swiglu or geglu")
     try:
-        graph = _trace(module)
+        graph = trace(module)
     except Exception as error:  # fx raises many types: whatever it cannot follow is not an FFN we know
-        return Finding(path, module, None, f"its forward cannot be traced ({type(error).__name__})")
-    match = next(_matches(graph, module), None)
-    if match is None:
-        return Finding(path, module, None, f"{type(module).__name__}.forward is not a known FFN: {_summary(graph)}")
-    kind, gate, up, down, act, gate_first = match
+        return refused(f"its forward cannot be traced ({type(error).__name__})")
+    shape = next(shapes(graph, module), None)
+    if shape is None:
+        return refused(f"{type(module).__name__}.forward is not a known FFN: {summary(graph)}")
     if ".experts." in f".{path}.":
-        return Finding(path, module, None, "mixture of experts: tokens reach different experts")
-    activation = identify_activation(module.get_submodule(act))
+        return refused("mixture of experts: tokens reach different experts")
+    act = module.get_submodule(shape.act)
+    activation = identify_activation(act)
     if activation is None:
-        known = ", ".join(reference.ACTIVATIONS)
-        return Finding(
-            path, module, None, f"unknown activation {type(module.get_submodule(act)).__name__}; known: {known}"
-        )
+        return refused(f"unknown activation {type(act).__name__}; known: {', '.join(ACTIVATIONS)}")
     layers = [int(part) for part in path.split(".") if part.isdigit()]
     if len(layers) != 1:
-        return Finding(path, module, None, "its path does not name one layer")
-    neurons = _neurons(module.get_submodule(down))
-    ffn = FFN(path, layers[0], kind, gate, up, down, act, activation, neurons, gate_first)
-    reasons = (_unusable(name, getattr(module, name).weight) for name in (gate, up, down) if name)
-    reason = next(filter(None, reasons), None)
-    return Finding(path, module.get_submodule(act) if kind == "plain" else module, ffn, reason)
+        return refused("its path does not name one layer")
+    neurons = _neurons(module.get_submodule(shape.down))
+    where = f"{prefix}.{path}".strip(".")
+    ffn = FFN(path=where, layer=layers[0], activation=activation, neurons=neurons, **shape._asdict())
+    reasons = (_unusable(name, getattr(module, name).weight) for name in (shape.gate, shape.up, shape.down) if name)
+    return Match(path, module, act if shape.kind == "plain" else module, ffn, next(filter(None, reasons), None))
 
 
 def _unusable(name: str, weight: torch.Tensor) -> str | None:
     if weight.device.type == "meta":
         return f"{name}.weight is on the meta device; load the weights first"
     if not weight.is_floating_point() or weight.element_size() < 2:
-        return f"{name}.weight is quantised ({weight.dtype}); load the model in float32, bfloat16 or float16"
+        return f"{name}.weight is quantized ({weight.dtype}); load the model in float32, bfloat16 or float16"
     return None
 
 
@@ -124,91 +139,14 @@ def _neurons(down: nn.Module) -> int:
 
 
 def identify_activation(module: nn.Module) -> str | None:
-    """The name in ``reference.ACTIVATIONS`` of what a module computes, or None; decided by its values."""
+    """The name in ``ACTIVATIONS`` of what a module computes, or None; decided by its values."""
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return None
     points = torch.linspace(-30, 30, 6001, dtype=torch.float64)
     with torch.no_grad():
-        values = module(points)
-    for name in reference.ACTIVATIONS:
+        values = type(module).forward(module, points)  # without hooks, which run when the model does
+    for name in ACTIVATIONS:
         # FastGELU rounds sqrt(2/pi) to ten digits; exact and tanh GELU differ by 5e-4.
         if torch.allclose(values, reference.activate(points, name), rtol=0, atol=1e-7):
             return name
     return None
-
-
-class _LeafTracer(fx.Tracer):
-    traced_func_name = "_of_hidden_states"
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _trace(module: nn.Module) -> fx.Graph:
-    # A shallow twin whose traced method has one argument: masks and caches take their defaults,
-    # because an FFN depends on the hidden states alone.
-    own = type(module)
-    twin = copy.copy(module)
-    twin.__class__ = type(own.__name__, (own,), {"_of_hidden_states": lambda self, x: own.forward(self, x)})
-    graph = _LeafTracer().trace(twin)
-    for node in list(graph.nodes):
-        if _is_identity(node, module):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-    return graph
-
-
-def _is_identity(node: fx.Node, module: nn.Module) -> bool:
-    if node.op == "call_module":
-        child = module.get_submodule(str(node.target))
-        return isinstance(child, nn.Identity) or (isinstance(child, nn.Dropout) and child.p == 0)
-    return False
-
-
-Match = tuple[str, str | None, str, str, str, bool]  # kind, gate, up, down, act, gate_first
-
-
-def _matches(graph: fx.Graph, module: nn.Module) -> Iterator[Match]:
-    # Arguments of fx nodes are a union of a dozen types; what they are here is what is being asked.
-    body: list[Any] = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
-    whole = len([node for node in graph.nodes if node.op == "placeholder" and node.users]) == 1
-    for act in body:
-        if not _calls(act, module, _is_activation):
-            continue
-        source = act.args[0]
-        product: Any = next(iter(act.users), None)
-        if len(act.users) != 1 or not isinstance(source, fx.Node):
-            continue
-        if _calls(source, module, _is_projection) and _calls(product, module, _is_projection):
-            if len(source.users) == 1:
-                yield "plain", None, str(source.target), str(product.target), str(act.target), True
-        elif whole and product.target in (operator.mul, torch.mul, "mul"):
-            yield from _gated(act, product, body, module)
-
-
-def _gated(act: Any, product: Any, body: list[fx.Node], module: nn.Module) -> Iterator[Match]:
-    down: Any = next(iter(product.users), None)
-    if len(product.users) != 1 or not _calls(down, module, _is_projection) or next(iter(down.users)).op != "output":
-        return
-    gate = act.args[0]
-    up: Any = next((operand for operand in product.args if operand is not act), None)
-    if _calls(gate, module, _is_projection) and _calls(up, module, _is_projection):
-        same_input = gate.args == up.args and gate.args[0].op == "placeholder"
-        if same_input and len(body) == 5:
-            yield "gated", str(gate.target), str(up.target), str(down.target), str(act.target), True
-    elif gate.target is operator.getitem and up.target is operator.getitem:
-        halves, first = gate.args
-        if halves.target == "chunk" and halves is up.args[0] and {first, up.args[1]} == {0, 1} and len(body) == 7:
-            source = halves.args[0]
-            last = halves.kwargs.get("dim", halves.args[2] if len(halves.args) > 2 else 0) == -1
-            if last and halves.args[1] == 2 and _calls(source, module, _is_projection):
-                yield "gate_up", None, str(source.target), str(down.target), str(act.target), first == 0
-
-
-def _calls(node: Any, module: nn.Module, predicate: Callable[[nn.Module], bool]) -> bool:
-    return isinstance(node, fx.Node) and node.op == "call_module" and predicate(module.get_submodule(str(node.target)))
-
-
-def _summary(graph: fx.Graph) -> str:
-    names = [getattr(node.target, "__name__", str(node.target)) for node in graph.nodes if node.op.startswith("call")]
-    return " ".join(names) or "no operations"

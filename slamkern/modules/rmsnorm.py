@@ -1,14 +1,13 @@
 """RMS norms of a decoder: found by what they compute, run so that the backward needs the input and one number a row.
 
-Three ways to write ``y = weight * x / sqrt(mean(x^2) + eps)`` are known (``reference.NORM_STYLES``): Llama's, OLMo 2's
+Three ways to write ``y = weight * x / sqrt(mean(x^2) + eps)`` are known (``NORM_STYLES``): Llama's, OLMo 2's
 and Gemma's. As torch operations they save float32 copies of ``x``, eight bytes an element for bfloat16 inputs. Here
 ``x`` in its own dtype and ``rstd`` are saved, and a frozen weight gets no gradient.
 
-A norm is recognised by running it on probe rows with random weights in float32 and bfloat16: what differs from all
+A norm is recognized by running it on probe rows with random weights in float32 and bfloat16: what differs from all
 three (LayerNorm, a clamp, another order of operations) stays as it is.
 """
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,28 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from slamkern.modules.surgery import Extended, extend, restore
-from slamkern.ops import norm_fp8, reference
+from slamkern.modules.match import Match, decoder_of, replaced_forward, twin_of
+from slamkern.modules.surgery import Extended, extend, is_transformed, restore
+from slamkern.ops import NORM_STYLES, norm_fp8, reference
 
 
 @dataclass
 class Norm:
-    """One RMS norm of a model: where it is, its epsilon, how it rounds, and which backend computes it."""
+    """How one RMS norm computes: its epsilon, whose way of rounding, and the backend."""
 
-    path: str
     eps: float
     style: str
     backend: str = "auto"
-
-
-@dataclass(frozen=True)
-class NormFinding:
-    """A module that looks like a norm: its :class:`Norm`, or the reason why it is left alone."""
-
-    path: str
-    module: nn.Module
-    norm: Norm | None
-    reason: str | None
 
 
 class RMSNorm(torch.autograd.Function):
@@ -71,14 +60,14 @@ class FusedNorm(Extended):
     """Forward of an RMS norm; x is (..., width).
 
     Where the dtypes of x and weight differ (autocast over float32 weights) the module's own forward runs: how such
-    a pair promotes is its own choice, and was not probed.
+    a pair promotes is its own choice, and was not probed. So it does under ``torch.export`` and ``torch.func``.
     """
 
     slamkern_norm: Norm
     weight: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype != self.weight.dtype:
+        if x.dtype != self.weight.dtype or is_transformed():
             return super().forward(x)
         return RMSNorm.apply(x, self.weight, self.slamkern_norm)
 
@@ -93,18 +82,20 @@ def unfuse_norm(module: FusedNorm) -> None:
     restore(module, "slamkern_norm")
 
 
-def find_norms(decoder: nn.Module, prefix: str = "") -> list[NormFinding]:
-    """Every norm-like module of a decoder at path ``prefix``: no children, and a weight (width,)."""
-    findings = []
+def find_norms(model: nn.Module) -> list[Match[Norm]]:
+    """Every norm-like module of the model's decoder: no children, and a weight (width,)."""
+    prefix, decoder = decoder_of(model)
+    matches = []
     for relative, module in decoder.named_modules():
         path = f"{prefix}.{relative}".strip(".")
         if isinstance(module, FusedNorm):
-            findings.append(NormFinding(path, module, module.slamkern_norm, None))
+            matches.append(Match(path, module, module, module.slamkern_norm, replaced_forward(module)))
         elif _is_candidate(module):
-            match = _recognise(module)
-            reason = None if match else f"{type(module).__name__} is not an RMS norm that slamkern knows"
-            findings.append(NormFinding(path, module, Norm(path, *match) if match else None, reason))
-    return findings
+            reason, norm = replaced_forward(module), None
+            if reason is None and (norm := _recognize(module)) is None:
+                reason = f"{type(module).__name__} is not an RMS norm that slamkern knows"
+            matches.append(Match(path, module, module, norm, reason))
+    return matches
 
 
 def _is_candidate(module: nn.Module) -> bool:
@@ -117,16 +108,16 @@ _ROW_SCALES = (30.0, 1.0, 1e-3, 1e-5)
 
 
 @torch.no_grad()
-def _recognise(module: nn.Module) -> tuple[float, str] | None:
-    """``(eps, style)`` of an RMS norm, or None."""
+def _recognize(module: nn.Module) -> Norm | None:
+    """The RMS norm that a module computes, or None."""
     own = type(module)
-    if set(module._parameters) != {"weight"} or module._buffers or "forward" in module.__dict__:
+    if set(module._parameters) != {"weight"} or module._buffers:
         return None
     width = module._parameters["weight"].shape[0]  # type: ignore[union-attr]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(len(_ROW_SCALES), width, generator=generator) * torch.tensor(_ROW_SCALES)[:, None]
     weight = torch.randn(width, generator=generator)
-    twin = copy.copy(module)
+    twin = twin_of(module)
     outputs = []
     for dtype in (torch.float32, torch.bfloat16):
         twin._parameters = {"weight": nn.Parameter(weight.to(dtype))}
@@ -143,10 +134,10 @@ def _recognise(module: nn.Module) -> tuple[float, str] | None:
         # Another order of float32 sums changes a few bfloat16 roundings in a thousand, another style a third of them.
         same = torch.allclose(single, outputs[0], rtol=1e-5, atol=1e-7)
         if same and (half != outputs[1]).float().mean() < 0.02:
-            return eps, style
+            return Norm(eps, style)
     return None
 
 
 def _possible(module: nn.Module) -> Iterator[tuple[float, str]]:
     epsilons = sorted({value for value in vars(module).values() if isinstance(value, float)})
-    yield from ((eps, style) for eps in epsilons for style in reference.NORM_STYLES)
+    yield from ((eps, style) for eps in epsilons for style in NORM_STYLES)

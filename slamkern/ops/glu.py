@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from slamkern.errors import SlamkernError
-from slamkern.ops import reference
+from slamkern.kernels import ACTIVATIONS, OBSERVABLES
 from slamkern.ops.dispatch import backend_for, eager_op, readable
 from slamkern.ops.moments import Moments, Recording, merge_moments_
 
@@ -183,8 +183,8 @@ def _check(gate: Tensor, up: Tensor | None, activation: str) -> None:
             f"up is {tuple(up.shape)} {up.dtype} on {up.device}; expected gate's "
             f"{tuple(gate.shape)} {gate.dtype} on {gate.device}"
         )
-    if activation not in reference.ACTIVATIONS:
-        raise SlamkernError(f"unknown activation {activation!r}; known: {' '.join(reference.ACTIVATIONS)}")
+    if activation not in ACTIVATIONS:
+        raise SlamkernError(f"unknown activation {activation!r}; known: {' '.join(ACTIVATIONS)}")
 
 
 def swiglu(gate: Tensor, up: Tensor | None, activation: str = "silu", backend: str = "auto") -> Tensor:
@@ -218,8 +218,8 @@ def swiglu_stats(
     if language_ids is None:
         return swiglu(gate, up, activation, backend), None
     _check(gate, up, activation)
-    if observe not in reference.OBSERVABLES:
-        raise SlamkernError(f"unknown observable {observe!r}; known: {' '.join(reference.OBSERVABLES)}")
+    if observe not in OBSERVABLES:
+        raise SlamkernError(f"unknown observable {observe!r}; known: {' '.join(OBSERVABLES)}")
     if language_ids.shape != gate.shape[:1] or language_ids.dtype != torch.int32:
         raise SlamkernError(
             f"language_ids is {tuple(language_ids.shape)} {language_ids.dtype}; "

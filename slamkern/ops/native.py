@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from slamkern.errors import SlamkernError
+from slamkern.kernels import ACTIVATIONS, OBSERVABLES
 from slamkern.ops import caching_allocator
 from slamkern.ops.moments import StatsTensors, merge_moments_
 from slamkern.ops.reference import quantize_rows, rms_norm, rms_norm_backward
@@ -34,8 +35,8 @@ __all__ = [
 
 _ABI = 1  # SLAMKERN_ABI in csrc/slamkern.h
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
-_OBSERVABLES = {"gate": 0, "hidden": 1}
+_ACTIVATIONS = {name: number for number, name in enumerate(ACTIVATIONS)}
+_OBSERVABLES = {name: number for number, name in enumerate(OBSERVABLES)}
 _FILES = {"cpu": "_native.so", "cuda": "_native_cuda.so"}
 _NEEDS = {"cpu": "a C++17 compiler", "cuda": "nvcc"}
 

@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slamkern.kernels import ACTIVATIONS, NORM_STYLES
 from slamkern.ops.moments import StatsTensors, merge_moments_
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
-OBSERVABLES = ("gate", "hidden")
-NORM_STYLES = ("llama", "olmo2", "gemma")  # Llama's, OLMo 2's, Gemma's
 _LEAST_SCALE = 2.0**-126
 
 
@@ -69,11 +67,12 @@ def swiglu_stats(
     """
     activated = activate(_wide(gate), activation)
     hidden = activated if up is None else activated * _wide(up)
-    moments = _moments(hidden if observe == "hidden" else activated, language_ids, num_languages)
-    return hidden.to(gate.dtype), *(moments if into is None else merge_moments_(into, moments))
+    statistics = moments(hidden if observe == "hidden" else activated, language_ids, num_languages)
+    return hidden.to(gate.dtype), *(statistics if into is None else merge_moments_(into, statistics))
 
 
-def _moments(observed: Tensor, language_ids: Tensor, num_languages: int) -> StatsTensors:
+def moments(observed: Tensor, language_ids: Tensor, num_languages: int) -> StatsTensors:
+    """``count``, ``mean``, ``m2`` and ``active`` of ``observed`` (tokens, neurons) itself; see :func:`swiglu_stats`."""
     neurons = observed.shape[1]
     count = torch.zeros(num_languages, dtype=torch.int64, device=observed.device)
     mean = torch.zeros(num_languages, neurons, dtype=torch.float64, device=observed.device)

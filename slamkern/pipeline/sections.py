@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from slamkern.data.languages import language
 from slamkern.data.tasks import TASKS
+from slamkern.ops import Observable
 from slamkern.selection.layers import PRESETS
 from slamkern.selection.scores import SCORES
 from slamkern.training.config import TrainConfig
@@ -95,7 +96,7 @@ class ProbeSection(Section):
     data: str | None = None
     languages: Languages = None
     questions: Count = 200
-    observe: Literal["gate", "hidden"] = "gate"
+    observe: Observable = "gate"
     token_budget: Count = 4096
     max_length: Annotated[Count, Field(ge=2)] = 1024
     groups: Count = 8

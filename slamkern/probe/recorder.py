@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
-from slamkern.modules.ffn import FFN
+from slamkern.modules.ffn_match import find_ffns
 from slamkern.modules.patch import fused_ffns, patched
+from slamkern.ops import OBSERVABLES
 from slamkern.ops.dispatch import plan_rows
 from slamkern.ops.moments import Moments, Recording, merge_
-from slamkern.ops.reference import OBSERVABLES
 from slamkern.probe.stats import ActivationStats, QuestionGroups, model_signature
 
 
@@ -36,7 +36,8 @@ class Recorder:
             raise SlamkernError(f"only layers {layers} are fused; statistics need every layer from 0")
         slots = len(self.languages) * max(1, groups)
         self._dtype = next(model.parameters()).dtype
-        self._moments = [Moments.zeros(slots, ffn.neurons, _device(model, ffn)) for ffn in self._ffns]
+        devices = {match.part.layer: next(match.block.parameters()).device for match in find_ffns(model) if match.part}
+        self._moments = [Moments.zeros(slots, ffn.neurons, devices[ffn.layer]) for ffn in self._ffns]
 
     @contextmanager
     def tokens(self, language_ids: Tensor, group_ids: Tensor | None = None) -> Iterator[None]:
@@ -122,10 +123,6 @@ class Recorder:
                 raise SlamkernError(
                     f"activations of {code!r} in layer {layer} are NaN or infinite; load in bfloat16 or float32"
                 )
-
-
-def _device(model: nn.Module, ffn: FFN) -> torch.device:
-    return next(model.get_submodule(ffn.path).parameters()).device
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from slamkern.errors import SlamkernError
 from slamkern.files import load_tensors, save_tensors
+from slamkern.ops import OBSERVABLES
 from slamkern.ops.moments import merge_
-from slamkern.ops.reference import OBSERVABLES
 from slamkern.version import __version__
 
 

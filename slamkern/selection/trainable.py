@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
 from slamkern.modules.ffn import FFN, Fused, train_neurons
-from slamkern.modules.ffn_match import find_ffns
+from slamkern.modules.ffn_match import by_layer, find_ffns
 from slamkern.modules.trained_neurons import TrainedNeurons
 from slamkern.probe.stats import model_signature
 from slamkern.selection.layers import LayerSelection, check_layers
@@ -45,7 +45,7 @@ def apply_selection(
     Biases stay frozen, as in SLAM. Raises SlamkernError, before anything is changed, for layers the model does not
     have, a selection made for another model, or a projection that cannot be trained by itself.
     """
-    ffns = {finding.ffn.layer: finding.ffn for finding in find_ffns(model) if finding.ffn is not None}
+    ffns = by_layer(find_ffns(model))
     if not ffns:
         raise SlamkernError(f"{type(model).__name__} has no FFN that slamkern knows; explain(model) says why")
     layers = _layers(model, selection, max(ffns) + 1)
@@ -57,10 +57,10 @@ def apply_selection(
     for layer in layers:
         if layer not in ffns:
             raise SlamkernError(f"layer {layer} has no FFN that slamkern knows; explain(model) says why")
-        for projection, linear in _linears(ffns[layer], projections).items():
-            parameter: Any = model.get_submodule(f"{ffns[layer].path}.{linear}").weight
+        for projection, linear in _linears(ffns[layer].part, projections).items():  # type: ignore[arg-type]
+            parameter: Any = getattr(ffns[layer].block, linear).weight
             if not parameter.is_floating_point():
-                raise SlamkernError(f"{names[id(parameter)]} is {parameter.dtype}; quantised weights cannot be trained")
+                raise SlamkernError(f"{names[id(parameter)]} is {parameter.dtype}; quantized weights cannot be trained")
             chosen.append(Trainable(names[id(parameter)], parameter, layer, projection))
     neurons = selection.neurons if isinstance(selection, LayerSelection) else None
     blocks = _blocks(model, layers, projections, neurons) if neurons is not None else {}
@@ -133,12 +133,15 @@ def trainable_tensors(model: nn.Module) -> list[Trainable]:
     """The FFN weights of a model that require grad, by depth: what :func:`apply_selection` left trainable."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: list[Trainable] = []
-    for ffn in (finding.ffn for finding in find_ffns(model) if finding.ffn is not None):
+    for match in find_ffns(model):
+        ffn = match.part
+        if ffn is None:
+            continue
         for projection in PROJECTIONS:
             linear = getattr(ffn, projection)
             if linear is None:
                 continue
-            weight: Any = model.get_submodule(f"{ffn.path}.{linear}").weight
+            weight: Any = getattr(match.block, linear).weight
             name = names[id(weight)]
             rows = getattr(ffn.trained, projection, None)
             if ffn.trained is not None and rows is not None:

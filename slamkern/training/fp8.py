@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
 from slamkern.modules.ffn import is_plain
-from slamkern.modules.ffn_match import decoder_of, find_ffns
+from slamkern.modules.ffn_match import find_ffns
 from slamkern.modules.fp8_linear import MULTIPLE, FP8Linear, FP8Weight
+from slamkern.modules.match import decoder_of
 from slamkern.modules.surgery import extend, restore
 from slamkern.selection.trainable import trained_parameters
 
@@ -82,8 +83,8 @@ def find(model: nn.Module) -> list[Finding]:
     prefix, decoder = decoder_of(model)
     first = next(model.parameters())
     ffns = find_ffns(model)
-    unknown = tuple(f"{ffn.path}." for ffn in ffns if ffn.ffn is None)
-    single = tuple(f"{ffn.path}." for ffn in ffns if ffn.ffn is not None and ffn.ffn.trained is not None)
+    unknown = tuple(f"{ffn.path}." for ffn in ffns if ffn.part is None)
+    single = tuple(f"{ffn.path}." for ffn in ffns if ffn.part is not None and ffn.part.trained is not None)
     findings = []
     for relative, module in decoder.named_modules():
         path = f"{prefix}.{relative}".strip(".")

@@ -109,13 +109,17 @@ class Dimensions:
 class SavedBytes:
     """Bytes that autograd keeps for the backward, by the module that was running; parameters and buffers excluded.
 
-    A storage counts once, for the module that kept it first. What a Linear keeps counts for the module it is in: a hook
-    on a Linear keeps slamkern from fusing it. Use as a context around the forward.
+    A storage counts once, for the module that kept it first. What a Linear or an activation keeps counts for the module
+    it is in: a hook on one keeps slamkern from fusing it. Use as a context around the forward.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.by_module: dict[str, int] = {}
-        self._names = {module: name for name, module in model.named_modules() if not isinstance(module, nn.Linear)}
+        self._names = {
+            module: name
+            for name, module in model.named_modules()
+            if not isinstance(module, nn.Linear) and any(True for _ in module.parameters())
+        }
         tensors = (*model.parameters(), *model.buffers())
         self._seen = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         self._kept: list[Tensor] = []  # storages must live on, or their addresses would be used again

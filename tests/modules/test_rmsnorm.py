@@ -58,7 +58,7 @@ def test_error_is_at_most_twice_that_of_stock(style, dtype, shape, backend):
     # From far above to far below sqrt(eps), where eps decides.
     x = (rows(*shape) * torch.logspace(-4, 2, shape[0]).view(-1, *[1] * (len(shape) - 1))).to(dtype)
     grad = rows(*shape, dtype=dtype, seed=2)
-    norm = Norm("", 1e-5, style, backend)
+    norm = Norm(1e-5, style, backend)
     exact = gradients(lambda x, w: truth(style, x, w), grad, x.double(), stock.weight.double())
     theirs = gradients(lambda x, w: torch.func.functional_call(stock, {"weight": w}, (x,)), grad, x, stock.weight)
     ours = gradients(lambda x, w: RMSNorm.apply(x, w, norm), grad, x, stock.weight)
@@ -72,7 +72,7 @@ def test_error_is_at_most_twice_that_of_stock(style, dtype, shape, backend):
 
 @pytest.mark.parametrize("style", STOCK)
 def test_gradcheck_of_every_frozen_subset(style):
-    norm = Norm("", 1e-5, style, "reference")
+    norm = Norm(1e-5, style, "reference")
     for trained in itertools.product([True, False], repeat=2):
         if any(trained):
             x, weight = (
@@ -96,7 +96,7 @@ def test_opcheck(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_and_empty_inputs_and_gradients(backend):
-    norm, weight = Norm("", 1e-5, "llama", backend), rows(8, seed=1)
+    norm, weight = Norm(1e-5, "llama", backend), rows(8, seed=1)
     wide = rows(4, 16)
     for x in (wide[:, 4:12], rows(8, 4).T, rows(4, 2, 8).transpose(0, 1), rows(0, 8)):
         y, dx = gradients(lambda x: RMSNorm.apply(x, weight, norm), torch.ones(1).expand(x.shape), x)
@@ -126,7 +126,7 @@ def saved_bytes(module, x):
 def test_the_input_and_one_number_a_row_are_saved(style):
     stock = stock_norm(style, 64, torch.bfloat16).requires_grad_(False)
     fused = copy.deepcopy(stock)
-    fuse_norm(fused, Norm("", 1e-5, style))
+    fuse_norm(fused, Norm(1e-5, style))
     x = rows(10, 64, dtype=torch.bfloat16).requires_grad_()
     assert saved_bytes(fused, x) == 10 * (64 * 2 + 4)
     assert saved_bytes(stock, x) >= 10 * 64 * 4
@@ -144,7 +144,7 @@ def test_norms_of_every_family(family, input_ids):
         return
     layer_norms = {"gemma2": 4, "gemma3": 6, "qwen3": 4, "olmo2": 4}.get(family, 2)
     assert len(fused) == len(norms) == 4 * layer_norms + 1
-    assert {found.norm.style for found in fused} == {RMS_FAMILIES[family]}
+    assert {found.part.style for found in fused} == {RMS_FAMILIES[family]}
     assert "norm: fused (RMS norm" in str(slamkern.explain(model))
 
     exact = copy.deepcopy(stock).double()
@@ -204,7 +204,7 @@ def test_a_norm_that_computes_something_else_is_left_alone(llama, other):
     llama.model.layers[1].input_layernorm.forward = lambda x: x
     slamkern.patch_model(llama)
     assert type(llama.model.norm) is other
-    left = {found.path for found in slamkern.explain(llama).norms if found.norm is None}
+    left = {found.path for found in slamkern.explain(llama).norms if found.part is None}
     assert left == {"model.norm", "model.layers.1.input_layernorm"}
     assert f"model.norm: not fused: {other.__name__} is not an RMS norm" in str(slamkern.explain(llama))
 
@@ -212,7 +212,7 @@ def test_a_norm_that_computes_something_else_is_left_alone(llama, other):
 def test_recognition_reads_epsilon_and_tells_the_styles_apart():
     for style, eps in itertools.product(STOCK, (1e-5, 1e-6)):
         (found,) = find_norms(nn.Sequential(stock_norm(style, 40, eps=eps)))
-        assert (found.path, found.norm.style, found.norm.eps) == ("0", style, eps)
+        assert (found.path, found.part.style, found.part.eps) == ("0", style, eps)
 
 
 def test_autocast_over_float32_weights_matches_stock(input_ids):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slamkern.errors import SlamkernError
-from slamkern.ops import native, reference
+from slamkern.ops import ACTIVATIONS, OBSERVABLES, native, reference
 
 MISSING = {device: native.unavailable_reason(device) for device in ("cpu", "cuda")}
 pytestmark = pytest.mark.skipif(MISSING["cpu"] is not None, reason=str(MISSING["cpu"]))
@@ -57,14 +57,14 @@ SHAPES = [(0, 8), (1, 5), (17, 64), (257, 333), (40, 2100)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_forward_and_statistics_are_as_accurate_as_eager(isa, activation, dtype):
     for tokens, neurons in SHAPES:
         gate, up = torch.cat(matrices(2, tokens, neurons, dtype), 1).chunk(2, 1)  # halves of a fused projection
         ids = language_ids(tokens)
         for up_or_none in (up, None):
             wide_up = None if up_or_none is None else up.double()
-            for observe in reference.OBSERVABLES:
+            for observe in OBSERVABLES:
                 arguments = (ids, 5, activation, observe)
                 hidden, count, mean, m2, active = native.swiglu_stats(gate, up_or_none, *arguments)
                 truth = reference.swiglu_stats(gate.double(), wide_up, *arguments)
@@ -77,7 +77,7 @@ def test_forward_and_statistics_are_as_accurate_as_eager(isa, activation, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_backward_is_as_accurate_as_eager(isa, activation, dtype):
     for tokens, neurons in SHAPES:
         grad, gate, up = matrices(3, tokens, neurons, dtype)
@@ -118,7 +118,7 @@ def test_every_half_precision_number_converts_exactly(isa):
         torch.testing.assert_close(native.swiglu(x, y, "relu"), expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_extreme_gates_behave_as_in_torch(isa, activation):
     extremes = [torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e10, -1e10, 88.0, -88.0, 1e-40, -1e-40, -0.0]
     gate = torch.tensor([extremes]).repeat(1, 8)  # in vector lanes, and in a remainder
@@ -197,12 +197,12 @@ def test_unavailable_reason_names_what_is_missing(tmp_path):
 @pytest.mark.cuda
 @pytest.mark.skipif(MISSING["cuda"] is not None, reason=str(MISSING["cuda"]))
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_the_cuda_library_gives_what_the_reference_gives(activation, dtype):
     for tokens, neurons in SHAPES:
         grad, gate, up = (x.cuda() for x in matrices(3, tokens, neurons, dtype))
         ids = language_ids(tokens).cuda()
-        for observe in reference.OBSERVABLES:
+        for observe in OBSERVABLES:
             actual = native.swiglu_stats(gate, up, ids, 5, activation, observe)
             again = native.swiglu_stats(gate, up, ids, 5, activation, observe)
             assert all(map(torch.equal, actual, again))
