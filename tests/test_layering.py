@@ -22,7 +22,7 @@ FOLDERS: dict[str, set[str]] = {
     "training": {"selection", "probe", "modules", "data", "ops"},
     "evaluation": {"training", "modules", "data"},
     "report": {"evaluation", "selection", "probe", "data"},
-    "integrations": {"training", "selection", "modules", "data"},
+    "integrations": {"evaluation", "training", "selection", "modules", "data"},
     "bench": {"training", "selection", "probe", "modules", "data", "ops", "pipeline"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)

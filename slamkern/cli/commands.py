@@ -16,6 +16,7 @@ import typer
 from slamkern.cli.bench import bench
 from slamkern.cli.compare import compare
 from slamkern.cli.delta import delta
+from slamkern.cli.harness import harness
 from slamkern.cli.options import (
     AllowPickle,
     Config,
@@ -212,7 +213,7 @@ def evaluate(
     typer.echo(f"{out}: predictions.jsonl, evaluation.json")
 
 
-for command in (run, demo, score, report, export, env, compare):
+for command in (run, demo, score, report, export, env, compare, harness):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(delta, name="delta")
