@@ -90,6 +90,8 @@ def packing_error(model: Any) -> str | None:
     """None if packed attention is exact for ``model``, otherwise the reason why not, as half a sentence."""
     decoder = model.get_decoder()
     name = type(decoder).__name__
+    if not hasattr(decoder, "set_attn_implementation"):
+        return f"get_decoder() of {type(model).__name__} is a {name}, not a transformers decoder"
     device = next(decoder.parameters()).device
     before = decoder.config._attn_implementation
     with torch.random.fork_rng([device] if device.type == "cuda" else []), eval_mode(model):
@@ -97,9 +99,9 @@ def packing_error(model: Any) -> str | None:
             return _compare(decoder, device)
         except SlamkernError as error:
             return str(error)
-        except (TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model raises that was not written for packed sequences
             line = (str(error).splitlines() or [""])[0]
             return f"{name} fails with packed sequences ({type(error).__name__}: {line[:160]})"
         finally:

@@ -112,6 +112,17 @@ def test_models_that_would_be_wrong_are_refused_with_the_reason(family):
         pass
 
 
+def test_what_is_no_decoder_or_fails_is_refused_not_raised(monkeypatch):
+    model = build("Llama", LLAMA)
+    monkeypatch.setattr(model, "get_decoder", lambda: model.lm_head)  # as ModernBERT's decoder does
+    assert "is a Linear, not a transformers decoder" in supports_packing(model)
+    assert "is not a transformers decoder" in supports_packing(torch.nn.Linear(2, 2))
+    model = build("Llama", LLAMA)
+    model.model.register_forward_pre_hook(lambda *_: {}["here"])
+    assert "fails with packed sequences (KeyError: 'here')" in supports_packing(model)
+    assert model.config._attn_implementation == "eager"
+
+
 def test_a_sequence_does_not_see_its_neighbours():
     model = build("Llama", LLAMA)
     rows = examples((12, 20, 9))
