@@ -1,8 +1,8 @@
 """The ``slamkern`` command line: runs a command (see ``commands``); what goes wrong becomes one line and a status.
 
 A caller's mistake, a missing file or a full disk ends as ``error: <one line>`` on stderr with status 2, Ctrl-C with
-status 130 and how to go on. Anything else is a bug of ours or of a library, or a lack of memory: one line with its
-class and where its traceback was written, status 1; ``-v`` shows the traceback itself.
+status 130 (SIGTERM: 143, SIGHUP: 129) and how to go on. Anything else is a bug of ours or of a library, or a lack of
+memory: one line with its class and where its traceback was written, status 1; ``-v`` shows the traceback itself.
 """
 
 import sys
@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         status = 130
+    except SystemExit as error:  # training saves before it answers SIGTERM (143) and SIGHUP (129)
+        status = error.code
     except Exception as error:  # typer's own, whose module differs between its versions
         if type(error).__name__ == "Abort":
             status = 130
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _unexpected(error, arguments)
         else:  # without a message, the help was printed instead
             return _fail(error.format_message()) if error.format_message() else 2
-    if status == 130:
+    if status in (129, 130, 143):
         command = next((argument for argument in arguments if not argument.startswith("-")), "")
         print(f"interrupted{RESUME.get(command, '')}", file=sys.stderr)
     return status if isinstance(status, int) else 0

@@ -90,8 +90,10 @@ class PredictionLog:
         self._file.write(json.dumps(asdict(prediction), ensure_ascii=False, allow_nan=False) + "\n")
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write the scores beside the predictions."""
+        """Write the scores beside the predictions, once these are on disk."""
         if self.folder is not None:
+            if self._file is not None:
+                os.fsync(self._file.fileno())
             self.folder.notes = {**self.notes, "result": result}
             self.folder.save()
 

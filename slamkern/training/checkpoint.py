@@ -9,25 +9,25 @@ masters, random states; metadata: step and run fingerprint. It is written under 
 so a folder of that name is always whole; the last two stay. The data order needs no state: it follows from the step.
 """
 
-import contextlib
-import os
+import logging
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from slamkern.errors import SlamkernError
-from slamkern.files import TEMPORARY, load_tensors, save_tensors, sync_folder
+from slamkern.errors import DamagedFileError, SlamkernError
+from slamkern.files import atomic_folder, load_tensors, save_tensors
 from slamkern.probe.stats import model_signature
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
 from slamkern.training.frozen import AXES, changed_weight, frozen_digests, trained_parts
 from slamkern.training.optimizer import MasterAdamW
 from slamkern.version import __version__
+
+log = logging.getLogger(__name__)
 
 DELTA = "delta.safetensors"
 SELECTION = "selection.json"
@@ -212,24 +212,25 @@ def restore_checkpoint(
     return int(metadata["step"])
 
 
-@contextlib.contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``folder``: renamed to it if the block succeeds, removed if it does not.
+def restore_newest(
+    out: Path, model: nn.Module, optimizer: MasterAdamW, *, fingerprint: str, frozen: Mapping[str, str] | None = None
+) -> int:
+    """:func:`restore_checkpoint` of the newest checkpoint in ``out`` that is not damaged; damaged ones are removed.
 
-    ``folder`` must be absent or empty. Its files must be on disk when the block ends (``atomic_write`` sees to it).
+    DamagedFileError where all of them are.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=TEMPORARY))
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp made it private
-        sync_folder(temporary)
-        os.replace(temporary, folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    damaged: list[Path] = []
+    for folder in reversed(list_checkpoints(out)):
+        try:
+            step = restore_checkpoint(folder, model, optimizer, fingerprint=fingerprint, frozen=frozen)
+        except DamagedFileError as error:
+            damaged.append(folder)
+            log.warning("%s; going back to the checkpoint before", error)
+            continue
+        for folder in damaged:
+            shutil.rmtree(folder)
+        return step
+    raise DamagedFileError(f"no checkpoint in {out} can be read; remove them to start again")
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ _POSITIVE = ("learning_rate", "adam_epsilon")
 _CHOICES = {
     "lr_scheduler_type": ("cosine", "constant", "constant_with_warmup"),
     "frozen_precision": ("model", "fp8"),
+    "on_oom": ("stop", "halve"),
     "report_to": ("none", "tensorboard"),
 }
 
@@ -31,7 +32,9 @@ class TrainConfig:
     max_steps: exactly this many steps, over as many epochs as they take, instead of ``num_train_epochs``.
     tokens_per_batch: at most this many tokens in a micro-batch, of which a step has ``gradient_accumulation_steps``.
     max_grad_norm: gradients are clipped to this global 2-norm; 0: no clipping.
-    save_steps: a checkpoint every so many steps; None: only at the end (Ctrl-C still writes one).
+    save_steps: a checkpoint every so many steps. save_minutes: one where the last is so many minutes old, at the end of
+    a step; 0: none. Ctrl-C, SIGTERM and SIGHUP write one in any case.
+    on_oom: where memory is not enough, "stop", or "halve" the micro-batches and go on: the same step, to rounding.
     packing: False pads batches instead, for models without packed attention.
     gradient_checkpointing: recompute activations in backward, for less memory.
     memory_budget: like "24GB"; as few FFNs as it takes for a step to fit recompute gate and up, and where all of them
@@ -63,6 +66,8 @@ class TrainConfig:
     optimizer_offload: bool = False
     frozen_precision: Literal["model", "fp8"] = "model"
     save_steps: int | None = None
+    save_minutes: float = 10.0
+    on_oom: Literal["stop", "halve"] = "stop"
     logging_steps: int = 10
     report_to: Literal["none", "tensorboard"] = "none"
 
@@ -70,10 +75,10 @@ class TrainConfig:
         for name in (*_COUNTS, *_POSITIVE):
             if not getattr(self, name) > 0:
                 raise SlamkernError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("warmup_steps", "max_grad_norm", "weight_decay"):
+        for name in ("warmup_steps", "max_grad_norm", "weight_decay", "save_minutes"):
             if not getattr(self, name) >= 0:
                 raise SlamkernError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        for name, otherwise in (("max_steps", "whole epochs"), ("save_steps", "no checkpoint before the end")):
+        for name, otherwise in (("max_steps", "whole epochs"), ("save_steps", "save_minutes alone")):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SlamkernError(f"{name} is {value}; it must be at least 1, or None for {otherwise}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from slamkern.errors import SlamkernError
-from slamkern.training.checkpoint import atomic_folder
+from slamkern.files import atomic_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,35 +1,52 @@
-"""Ctrl-C at the end of a step: the first asks the loop to stop where it can be resumed, the second is immediate."""
+"""Signals at the end of a step: the first asks the loop to stop where it can be resumed, the second is immediate.
+
+Ctrl-C (SIGINT), a scheduler's notice (SIGTERM) and a closed terminal (SIGHUP) are answered alike, each with its status.
+"""
 
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
 
 class GracefulInterrupt:
-    """Context manager; ``requested`` turns True at the first SIGINT. The handler of before is back afterwards.
+    """Context manager; ``requested`` turns True at the first signal. The handlers of before are back afterwards.
 
-    A request that the block did not answer is raised at its end: no Ctrl-C is lost.
+    A request that the block did not answer is raised at its end: none is lost.
 
-    Signals belong to the main thread: in any other, nothing is installed. Where SIGINT is ignored it stays so.
+    Signals belong to the main thread: in any other, nothing is installed. Where a signal is ignored (SIGHUP under
+    nohup) it stays so.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: Any = None
+        self._signal = signal.SIGINT
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "GracefulInterrupt":
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
-            self._previous = signal.signal(signal.SIGINT, self._request)
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._previous[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
         if self.requested and kind is None:
-            raise KeyboardInterrupt("interrupted after the last step")
+            raise self.error("interrupted after the last step")
 
-    def _request(self, _signal: int, _frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def error(self, message: str) -> BaseException:
+        """What to raise for the signal: KeyboardInterrupt, or SystemExit with its status (143 or 129)."""
+        if self._signal == signal.SIGINT:
+            return KeyboardInterrupt(message)
+        error = SystemExit(128 + self._signal)
+        error.add_note(message)
+        return error
+
+    def _request(self, number: int, _frame: FrameType | None) -> None:
+        self.requested, self._signal = True, signal.Signals(number)
+        for each in self._previous:
+            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)

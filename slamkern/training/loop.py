@@ -11,8 +11,6 @@ CPU). One process: nothing here shards a model or a batch.
 
 import logging
 import math
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -30,11 +28,13 @@ from slamkern.progress import progress_bar
 from slamkern.run_folder import RunFolder
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
-from slamkern.training.batches import mean_loss, padded_positions, plan_steps, sum_loss, supervised_tokens, tokenize
+from slamkern.training.accumulate import Accumulator, peak_memory, reset_peak_memory
+from slamkern.training.batches import mean_loss, padded_positions, plan_steps, supervised_tokens, tokenize
 from slamkern.training.checkpoint import (
     cuda_devices,
+    list_checkpoints,
     load_delta,
-    restore_checkpoint,
+    restore_newest,
     save_checkpoint,
     save_delta,
 )
@@ -73,7 +73,8 @@ def train(
     held_out: pairs to measure before and after. The random state of the caller and the model's mode are kept.
 
     SlamkernError: nothing to train, nothing to train on, a folder of another run, a loss that is not finite (before
-    the weights change). KeyboardInterrupt: at the end of the step, after saving a checkpoint where there is a folder.
+    the weights change), or not enough memory. KeyboardInterrupt after Ctrl-C, SystemExit (143, 129) after SIGTERM and
+    SIGHUP: at the end of the step, after saving a checkpoint where there is a folder.
     """
     config = config or TrainConfig()
     out = None if config.output_dir is None else Path(config.output_dir)
@@ -137,10 +138,9 @@ def train(
             offload=offload,
         )
         stack.callback(optimizer.clear_gradients)
-        checkpoint = run.latest_checkpoint()
         start = 0
-        if checkpoint is not None:
-            start = restore_checkpoint(checkpoint, model, optimizer, fingerprint=run.fingerprint, frozen=frozen)
+        if out is not None and list_checkpoints(out):
+            start = restore_newest(out, model, optimizer, fingerprint=run.fingerprint, frozen=frozen)
             log.info("resuming after step %d of %d", start, len(steps))
         run.go_back_to(start)
         board = stack.enter_context(run.tensorboard()) if config.report_to == "tensorboard" else None
@@ -151,23 +151,19 @@ def train(
         if unseen and start == 0:
             run.note_held_out("before", held_out_loss())
 
-        _reset_peak_memory(model)
+        reset_peak_memory(model)
         bar = stack.enter_context(
             progress_bar(total=len(steps), initial=start, desc="train", unit="step", show=progress)
         )
+        accumulator = Accumulator(model, head, optimizer, config)
         stop = stack.enter_context(GracefulInterrupt())
+        saved = time.monotonic()
         for done in range(start, len(steps)):
             started = time.perf_counter()
             batches = [[examples[index] for index in batch] for batch in steps[done]]
             supervised = sum(supervised_tokens(batch) for batch in batches)
             rate = learning_rate(done, len(steps), config.learning_rate, config.warmup_steps, config.lr_scheduler_type)
-            total = torch.zeros((), device=model.device)
-            for batch in batches:
-                part = sum_loss(model, head, batch, config.packing) / supervised
-                part.backward()
-                optimizer.collect_gradients()
-                total += part.detach()
-            loss = float(total)  # device sync, once a step
+            loss = float(accumulator.backward(batches))  # device sync, once a step
             if missing := optimizer.without_gradient():
                 raise SlamkernError(f"the loss does not depend on {missing[0]}, so it cannot be trained; freeze it")
             norm = optimizer.clip(config.max_grad_norm)
@@ -189,7 +185,7 @@ def train(
                 "tokens": tokens,
                 "supervised_tokens": supervised,
                 "tokens_per_second": tokens / (time.perf_counter() - started),
-                "peak_memory_bytes": _peak_memory(model),
+                "peak_memory_bytes": peak_memory(model),
                 "padding_share": 1 - tokens / positions,
             }
             run.append(row)
@@ -200,8 +196,10 @@ def train(
                 if board is not None:
                     for name in ("loss", "lr", "grad_norm", "tokens_per_second"):
                         board.add_scalar(name, row[name], done + 1)
-            due = config.save_steps and (done + 1) % config.save_steps == 0
+            due = config.save_steps is not None and (done + 1) % config.save_steps == 0
+            due |= config.save_minutes > 0 and time.monotonic() - saved >= 60 * config.save_minutes
             if out is not None and (due or stop.requested):
+                saved = time.monotonic()
                 run.sync()
                 save_checkpoint(
                     model, optimizer, out,
@@ -213,7 +211,7 @@ def train(
                     if out is not None
                     else "without output_dir, nothing is saved"
                 )
-                raise KeyboardInterrupt(f"stopped after step {done + 1} of {len(steps)}: {where}")
+                raise stop.error(f"stopped after step {done + 1} of {len(steps)}: {where}")
         if unseen:
             run.note_held_out("after", held_out_loss())
         if out is not None:
@@ -234,17 +232,3 @@ def _check(model: "PreTrainedModel", selection: LayerSelection | None) -> None:
             f"the selection names layers {sorted(selection.layers)}, but {sorted(layers)} are trainable;"
             " call apply_selection(model, selection) before training"
         )
-
-
-def _reset_peak_memory(model: "PreTrainedModel") -> None:
-    for device in cuda_devices(model):
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak_memory(model: "PreTrainedModel") -> int:
-    """Bytes allocated at most on the model's GPUs since the start of the run; on the CPU, the process's own peak."""
-    devices = cuda_devices(model)
-    if devices:
-        return sum(torch.cuda.max_memory_allocated(device) for device in devices)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,5 +1,6 @@
 """Runs that stop and go on: killed, interrupted, out of disk, another run's folder; layers and single neurons."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from slamkern import patch_model
 from slamkern.errors import SlamkernError
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection
-from slamkern.training import checkpoint, loop
+from slamkern.training import accumulate, checkpoint, loop
 from slamkern.training.checkpoint import list_checkpoints, load_delta
 
 
@@ -77,6 +78,65 @@ def test_ctrl_c_saves_at_the_end_of_the_step_and_resumes(fit, tmp_path, monkeypa
     assert same_weights(resumed, unbroken) and result.losses == expected.losses
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_schedulers_signal_saves_and_has_its_status(fit, tmp_path, monkeypatch, number, status):
+    unbroken, _ = fit()
+    original = loop.learning_rate
+
+    def notice(done, *rest, **options):
+        if done == 1:
+            os.kill(os.getpid(), number)
+        return original(done, *rest, **options)
+
+    before = signal.signal(number, lambda *_: pytest.fail("not ours"))
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "learning_rate", notice)
+            with pytest.raises(SystemExit) as caught:
+                fit(out=tmp_path)
+    finally:
+        signal.signal(number, before)
+    assert caught.value.code == status
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]
+    resumed, _ = fit(out=tmp_path, resume=True)
+    assert same_weights(resumed, unbroken)
+
+
+def test_by_default_the_last_checkpoint_is_at_most_ten_minutes_old(fit, tmp_path, monkeypatch):
+    assert CONFIG.save_steps is None
+    minutes = iter(range(0, 10_000, 4))  # a step takes four of them
+    monkeypatch.setattr(loop.time, "monotonic", lambda: 60.0 * next(minutes))
+    saved = []
+    monkeypatch.setattr(loop, "save_checkpoint", lambda *_, step, **__: saved.append(step))
+    fit(replace(CONFIG, max_steps=9), out=tmp_path)
+    assert saved and max(b - a for a, b in itertools.pairwise([0, *saved])) <= 3
+    saved.clear()
+    fit(replace(CONFIG, max_steps=9, save_minutes=0), out=tmp_path / "never")
+    assert not saved
+
+
+@pytest.mark.parametrize("file", ["training-state.safetensors", "delta.safetensors", "selection.json"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(fit, tmp_path, file, caplog):
+    unbroken, expected = fit()
+    fit(replace(CONFIG, save_steps=2), out=tmp_path, selection=SELECTION)
+    (tmp_path / "delta.safetensors").unlink()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-6"]
+    damaged = tmp_path / "checkpoint-6" / file
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 4
+    damaged.write_bytes(content)
+    resumed, result = fit(replace(CONFIG, save_steps=2), out=tmp_path, selection=SELECTION, resume=True)
+    assert same_weights(resumed, unbroken) and result.losses == expected.losses
+    if file != "selection.json":
+        (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert "checkpoint-6" in line and "going back to the checkpoint before" in line
+    for folder in list_checkpoints(tmp_path):
+        (folder / "training-state.safetensors").write_bytes(b"")
+    (tmp_path / "delta.safetensors").unlink()
+    with pytest.raises(SlamkernError, match=r"no checkpoint in .* can be read"):
+        fit(replace(CONFIG, save_steps=2), out=tmp_path, selection=SELECTION, resume=True)
+
+
 def test_second_ctrl_c_is_immediate(fit, tmp_path, monkeypatch):
     def press_twice(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)
@@ -126,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved_over(fit, tmp_
         loss = batches.packed_loss(*arguments, **options)
         return loss * float("nan") if next(calls) == 6 else loss  # the first micro-batch of step 4
 
-    monkeypatch.setattr(loop, "sum_loss", lambda model, head, batch, *_: poisoned(
+    monkeypatch.setattr(accumulate, "sum_loss", lambda model, head, batch, *_: poisoned(
         model, batches.collate(batch), head=head
     ))  # fmt: skip
     model = selected()
