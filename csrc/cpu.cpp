@@ -56,7 +56,8 @@ struct Partials {
   int32_t* active;
   static int64_t bytes(int64_t tiles, int64_t neurons) { return tiles * neurons * 12; }
   Partials(void* memory, int64_t tiles, int64_t neurons)
-      : mean(static_cast<float*>(memory)), m2(mean + tiles * neurons),
+      : mean(static_cast<float*>(memory)),
+        m2(mean + tiles * neurons),
         active(reinterpret_cast<int32_t*>(m2 + tiles * neurons)) {}
 };
 
@@ -108,8 +109,7 @@ int slamkern_swiglu_stats(const void* gate_data, int64_t gate_stride, const void
                           void* hidden_data, int64_t hidden_stride, const int32_t* language_ids, int64_t tokens,
                           int64_t neurons, int64_t languages, int dtype, int activation, int observe, int64_t* count,
                           double* mean, double* m2, int64_t* active, void* workspace, int threads, void*) {
-  const bool needs_up = hidden_data || observe == SLAMKERN_HIDDEN;
-  const Matrix gate(gate_data, gate_stride, dtype), up(needs_up ? up_data : nullptr, up_stride, dtype);
+  const Matrix gate(gate_data, gate_stride, dtype), up(up_data, up_stride, dtype);
   Matrix hidden(hidden_data, hidden_stride, dtype);
   hidden.prepare_output(tokens, neurons, threads);
   const Kernels& k = kernels();
@@ -156,8 +156,8 @@ int slamkern_swiglu_stats(const void* gate_data, int64_t gate_stride, const void
 
 int slamkern_swiglu_backward(const void* grad_data, int64_t grad_stride, const void* gate_data, int64_t gate_stride,
                              const void* up_data, int64_t up_stride, void* grad_gate_data, void* grad_up_data,
-                             void* hidden_data, int64_t tokens, int64_t neurons, int dtype, int activation,
-                             int threads, void*) {
+                             void* hidden_data, int64_t tokens, int64_t neurons, int dtype, int activation, int threads,
+                             void*) {
   const Matrix grad(grad_data, grad_stride, dtype), gate(gate_data, gate_stride, dtype);
   const Matrix up(up_data, up_stride, dtype);
   Matrix grad_gate(grad_gate_data, neurons, dtype), grad_up(grad_up_data, neurons, dtype);

@@ -1,8 +1,8 @@
 // The four kernels of the CUDA library and the layout of their workspace.
 //
-// Statistics are deterministic without float atomics: (1) row_map sorts the tokens by language, stably, into tiles of one
-// language; (2) forward writes each tile's (mean, m2, active) per neuron; (3) merge combines a language's tiles in order,
-// in float64. No --use_fast_math: expf and division keep their 1 to 2 ulp.
+// Statistics are deterministic without float atomics: (1) row_map sorts the tokens by language, stably, into tiles of
+// one language; (2) forward writes each tile's (mean, m2, active) per neuron; (3) merge combines a language's tiles in
+// order, in float64. No --use_fast_math: expf and division keep their 1 to 2 ulp.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,9 +12,10 @@
 namespace slamkern {
 
 constexpr int THREADS = 128;  // each owns a vector of neurons
+constexpr int BLOCKS = 4;     // resident on a multiprocessor: 128 registers a thread
 constexpr int MAP_THREADS = 1024;
 constexpr int TILE_ROWS = 128;  // partial moments are then 1.6 % of the traffic of gate, up and hidden in bfloat16
-constexpr int UNROLL = 4;  // rows whose loads are in flight together
+constexpr int UNROLL = 3;       // rows whose loads are in flight together
 
 __host__ __device__ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -95,11 +96,12 @@ __global__ void row_map(const int32_t* ids, int tokens, int languages, Workspace
   }
 }
 
-// A block owns one tile (or, without statistics, TILE_ROWS rows in order) by THREADS * VEC neurons; a thread VEC neurons.
-template <class T, int VEC, bool STATS>
-__global__ void forward(const T* gate, int64_t gate_stride, const T* up, int64_t up_stride, T* hidden,
-                        int64_t hidden_stride, int64_t tokens, int64_t neurons, int languages, int activation,
-                        int observe, Workspace work) {
+// A block owns one tile (or, without statistics, TILE_ROWS rows in order) by THREADS * VEC neurons; a thread VEC
+// neurons.
+template <class T, int VEC, int ACTIVATION, bool STATS>
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    forward(const T* gate, int64_t gate_stride, const T* up, int64_t up_stride, T* hidden, int64_t hidden_stride,
+            int64_t tokens, int64_t neurons, int languages, int observe, Workspace work) {
   using V = Vector<T, VEC>;
   const int64_t column = (blockIdx.x * int64_t{THREADS} + threadIdx.x) * VEC;
   if (column >= neurons) return;
@@ -127,7 +129,7 @@ __global__ void forward(const T* gate, int64_t gate_stride, const T* up, int64_t
         V out;
 #pragma unroll
         for (int c = 0; c < VEC; ++c) {
-          const float value = activate(to_float(gates[r].values[c]), activation);
+          const float value = activate<ACTIVATION>(to_float(gates[r].values[c]));
           const float product = up ? value * to_float(ups[r].values[c]) : value;
           out.values[c] = from_float<T>(product);
           if constexpr (STATS) {
@@ -143,7 +145,7 @@ __global__ void forward(const T* gate, int64_t gate_stride, const T* up, int64_t
             active[c] += x > 0.0f;
           }
         }
-        if (hidden) *reinterpret_cast<V*>(hidden + row[r] * hidden_stride + column) = out;
+        *reinterpret_cast<V*>(hidden + row[r] * hidden_stride + column) = out;
       }
     }
     if constexpr (STATS) {
@@ -178,10 +180,9 @@ __global__ void merge(int64_t neurons, Workspace work, double* mean, double* m2,
 }
 
 // A thread owns VEC neurons of every gridDim.y-th row.
-template <class T, int VEC>
+template <class T, int VEC, int ACTIVATION>
 __global__ void backward(const T* grad, int64_t grad_stride, const T* gate, int64_t gate_stride, const T* up,
-                         int64_t up_stride, T* grad_gate, T* grad_up, T* hidden, int64_t tokens, int64_t neurons,
-                         int activation) {
+                         int64_t up_stride, T* grad_gate, T* grad_up, T* hidden, int64_t tokens, int64_t neurons) {
   using V = Vector<T, VEC>;
   const int64_t column = (blockIdx.x * int64_t{THREADS} + threadIdx.x) * VEC;
   if (column >= neurons) return;
@@ -193,8 +194,8 @@ __global__ void backward(const T* grad, int64_t grad_stride, const T* gate, int6
 #pragma unroll
     for (int c = 0; c < VEC; ++c) {
       const float gate_c = to_float(x.values[c]), grad_c = to_float(g.values[c]);
-      const float up_c = up ? to_float(u.values[c]) : 1.0f, value = activate(gate_c, activation);
-      out_gate.values[c] = from_float<T>(grad_c * up_c * slope(gate_c, activation));
+      const float up_c = up ? to_float(u.values[c]) : 1.0f, value = activate<ACTIVATION>(gate_c);
+      out_gate.values[c] = from_float<T>(grad_c * up_c * slope<ACTIVATION>(gate_c));
       out_up.values[c] = from_float<T>(grad_c * value);
       out_hidden.values[c] = from_float<T>(value * up_c);
     }

@@ -14,11 +14,17 @@ __device__ inline float to_float(__half x) { return __half2float(x); }
 template <class T>
 __device__ T from_float(float x);
 template <>
-__device__ inline float from_float<float>(float x) { return x; }
+__device__ inline float from_float<float>(float x) {
+  return x;
+}
 template <>
-__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
 template <>
-__device__ inline __half from_float<__half>(float x) { return __float2half_rn(x); }
+__device__ inline __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
 
 // VEC neighbouring elements, loaded and stored as one access of up to 16 bytes.
 template <class T, int VEC>
@@ -34,20 +40,23 @@ __device__ inline float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
 __device__ inline float bounded_10(float x) { return x > 10.0f ? 10.0f : x < -10.0f ? -10.0f : x; }
 __device__ inline float double_z(float x) { return x * (1.59576912f + 0.0713548163f * (x * x)); }
 
-__device__ inline float activate(float x, int activation) {
-  if (activation == SLAMKERN_SILU) return x / (1.0f + expf(-x));
-  if (activation == SLAMKERN_GELU) return x * normcdff(x);
-  if (activation == SLAMKERN_GELU_TANH) return x * logistic(double_z(bounded_10(x)));
+// ACTIVATION is a slamkern_activation.
+template <int ACTIVATION>
+__device__ inline float activate(float x) {
+  if (ACTIVATION == SLAMKERN_SILU) return x / (1.0f + expf(-x));
+  if (ACTIVATION == SLAMKERN_GELU) return x * normcdff(x);
+  if (ACTIVATION == SLAMKERN_GELU_TANH) return x * logistic(double_z(bounded_10(x)));
   return x < 0.0f ? 0.0f : x;
 }
 
-__device__ inline float slope(float x, int activation) {
-  if (activation == SLAMKERN_SILU) {
+template <int ACTIVATION>
+__device__ inline float slope(float x) {
+  if (ACTIVATION == SLAMKERN_SILU) {
     const float s = logistic(x);
     return s * (1.0f + x * (1.0f - s));
   }
-  if (activation == SLAMKERN_GELU) return normcdff(x) + x * (0.398942280f * expf(-0.5f * x * x));
-  if (activation == SLAMKERN_GELU_TANH) {
+  if (ACTIVATION == SLAMKERN_GELU) return normcdff(x) + x * (0.398942280f * expf(-0.5f * x * x));
+  if (ACTIVATION == SLAMKERN_GELU_TANH) {
     const float y = bounded_10(x), s = logistic(double_z(y));
     return s + y * s * (1.0f - s) * (1.59576912f + 0.214064449f * (y * y));
   }

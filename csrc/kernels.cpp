@@ -1,4 +1,5 @@
-// Compiled once per instruction set: SLAMKERN_ISA names the namespace and the table of this translation unit (setup.py).
+// Compiled once per instruction set: SLAMKERN_ISA names the namespace and the table of this translation unit
+// (setup.py).
 #include "kernels.h"
 
 #if defined(__SSE2__)
@@ -40,8 +41,8 @@ void store(const float* __restrict x, void* row, int64_t n) {
 }
 
 // A loop over n in blocks of 64 elements, each begun by asking memory for the same block of what comes next. Hardware
-// prefetchers see rows of a few KiB, and start anew at each: at 4096 x 11008 float32 on one thread, 60 ms against 44 ms.
-// body(i) touches elements i of arrays that do not overlap, which ivdep says.
+// prefetchers see rows of a few KiB, and start anew at each: at 4096 x 11008 float32 on one thread, 60 ms against 44
+// ms. body(i) touches elements i of arrays that do not overlap, which ivdep says.
 template <class Body>
 inline void blocks(int64_t n, Ahead ahead, const Body& body) {
   constexpr int64_t BLOCK = 64;
@@ -89,8 +90,9 @@ void stream(const void* from, void* to, int64_t bytes) {
 #endif
 }
 
-// Two passes over a tile in cache (Welford's update inside forward is no faster and rounds ten times more). The second takes out what rounding put into the mean:
-// m2 = sum (x - m)^2 - (sum (x - m))^2 / n. COLUMNS at a time, so that their sums stay in registers.
+// Two passes over a tile in cache (Welford's update inside forward is no faster and rounds ten times more). The second
+// takes out what rounding put into the mean: m2 = sum (x - m)^2 - (sum (x - m))^2 / n. COLUMNS at a time, so that their
+// sums stay in registers.
 template <int COLUMNS>
 void column_moments(const float* __restrict tile, int64_t rows, int64_t stride, float* __restrict mean,
                     float* __restrict m2, int32_t* __restrict active) {

@@ -1,7 +1,7 @@
 // The inner loops, compiled once per instruction set (kernels.cpp); cpu.cpp picks the table that the processor can run.
 //
-// Each runs over one contiguous piece of a row, or over a tile, that fits the first or second cache level. All compute in
-// float32: other dtypes are converted at the edges, so there are a dozen loops and not one for each combination.
+// Each runs over one contiguous piece of a row, or over a tile, that fits the first or second cache level. All compute
+// in float32: other dtypes are converted at the edges, so there are a dozen loops and not one for each combination.
 #pragma once
 
 #include <cstdint>

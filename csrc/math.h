@@ -1,8 +1,8 @@
 // float32 exp, the normal distribution and the activations, as straight-line code that the compiler turns into vectors.
 //
-// No branches, tables or library calls. Polynomials are our own minimax fits (least squares reweighted to equal ripple, in
-// float64); the error beside each is that of the polynomial alone. Each activation bounds its argument where the result
-// has long been exact or below 1.1e-36, so that exp needs no care for overflow; NaN comes through all the same.
+// No branches, tables or library calls. Polynomials are our own minimax fits (least squares reweighted to equal ripple,
+// in float64); the error beside each is that of the polynomial alone. Each activation bounds its argument where the
+// result has long been exact or below 1.1e-36, so that exp needs no care for overflow; NaN comes through all the same.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,8 @@ inline To bits_as(From from) {
   return to;
 }
 
-// x with its magnitude cut to limit; NaN becomes limit. In integers, for which vectors have min and floats with NaN don't.
+// x with its magnitude cut to limit; NaN becomes limit. In integers, for which vectors have min and floats with NaN
+// don't.
 inline float bounded(float x, float limit) {
   const uint32_t bits = bits_as<uint32_t>(x), magnitude = bits & 0x7fffffffu, most = bits_as<uint32_t>(limit);
   return bits_as<float>((magnitude < most ? magnitude : most) | (bits & 0x80000000u));
@@ -33,7 +34,8 @@ inline float nan_of(float x) { return x - x; }
 
 constexpr float EXP_LIMIT = 87.3f;  // 126 ln 2: up to here 2^n is a normal float32
 
-// exp(x + tail), |x| <= EXP_LIMIT, |tail| << 1: a correction below the last bit of x where x is itself a rounded product.
+// exp(x + tail), |x| <= EXP_LIMIT, |tail| << 1: a correction below the last bit of x where x is itself a rounded
+// product.
 template <class... Tail>
 inline float exponential(float x, Tail... tail) {
   const float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits

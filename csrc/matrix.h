@@ -46,9 +46,9 @@ struct Matrix {
   explicit operator bool() const { return data != nullptr; }
   char* at(int64_t row, int64_t column) const { return data + (row * stride + column) * size_of(dtype); }
 
-  // Call once for a freshly allocated result. A large one is written past the caches, and asks for pages of 2 MiB: fresh
-  // memory in pages of 4 KiB costs as much as the op itself (180 MB touched first: 45 ms against 17 ms, 2 threads; the
-  // op on 4096 x 11008 float32, one thread: 121 ms, with both 80 ms).
+  // Call once for a freshly allocated result. A large one is written past the caches, and asks for pages of 2 MiB:
+  // fresh memory in pages of 4 KiB costs as much as the op itself (180 MB touched first: 45 ms against 17 ms, 2
+  // threads; the op on 4096 x 11008 float32, one thread: 121 ms, with both 80 ms).
   //
   // The pages are made here, each by one thread: two that first touch one page of 2 MiB would both clear it.
   void prepare_output(int64_t tokens, int64_t neurons, int threads) {

@@ -12,11 +12,11 @@ namespace slamkern {
 
 // Calls body(i) for every i in 0..items-1, on up to `threads` threads, in no particular order.
 //
-// torch's own parallel loops run in the OpenMP team of the calling thread, so GOMP_parallel (which libgomp, libiomp5 and
-// libomp all export) is looked up among what torch has loaded, and the very same team does the work: no second pool whose
-// idle threads spin against torch's. Measured with the op and a torch matmul taking turns (512 x 1536 float32, 2 threads,
-// 2 busy cores): 16.5 ms of processor time a turn in torch's team, 23.5 ms with a libgomp of our own.
-// Where no OpenMP is loaded, threads are started for the call.
+// torch's own parallel loops run in the OpenMP team of the calling thread, so GOMP_parallel (which libgomp, libiomp5
+// and libomp all export) is looked up among what torch has loaded, and the very same team does the work: no second pool
+// whose idle threads spin against torch's. Measured with the op and a torch matmul taking turns (512 x 1536 float32, 2
+// threads, 2 busy cores): 16.5 ms of processor time a turn in torch's team, 23.5 ms with a libgomp of our own. Where no
+// OpenMP is loaded, threads are started for the call.
 template <class Body>
 void parallel(int64_t items, int threads, const Body& body) {
   struct Job {
