@@ -36,6 +36,7 @@ from slamkern.cli.options import (
 )
 from slamkern.cli.pipeline import demo, run
 from slamkern.cli.results import env, export, report, score
+from slamkern.cli.unfrozen import unfrozen
 from slamkern.errors import SlamkernError
 from slamkern.version import __version__
 
@@ -213,7 +214,7 @@ def evaluate(
     typer.echo(f"{out}: predictions.jsonl, evaluation.json")
 
 
-for command in (run, demo, score, report, export, env, compare, harness):
+for command in (run, demo, score, report, export, env, compare, harness, unfrozen):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(delta, name="delta")

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -110,9 +110,10 @@ def select_layers(
     """Choose the layers to train from the statistics of a probe.
 
     Args:
-        k: how many layers ``top_k``, ``lowest`` and ``random`` choose.
+        k: how many layers the rules choose that are not a threshold or a list.
         score: a name in ``slamkern.selection.scores.SCORES``.
-        rule: ``"top_k"``, ``"lowest"``, ``"random"`` (with ``seed``), ``"threshold:X"`` (score at least X) or
+        rule: ``"top_k"`` by score; ``"lowest"``, ``"highest"``, ``"ends"`` (both, the odd one below), ``"middle"`` or
+            ``"random"`` (with ``seed``) of the region, whatever the score; ``"threshold:X"`` (score at least X);
             ``"list:0,3,5"``.
         region: ``"lower"`` (the first half, where SLAM finds comprehension; the default), ``"upper"``, ``"all"``,
             or ``"A-B"``, both ends included.
@@ -157,9 +158,20 @@ def check_choice(num_layers: int, k: int, rule: str, region: str) -> None:
     _choose(torch.full((num_layers,), torch.inf), _region(region, num_layers), k, rule, 0)
 
 
+# Rules that go by the place of a layer in the region, whatever its score: published answers name each of them.
+_PLACES: Mapping[str, Callable[[list[int], int], list[int]]] = MappingProxyType(
+    {
+        "lowest": lambda layers, k: layers[:k],
+        "highest": lambda layers, k: layers[len(layers) - k :],
+        "ends": lambda layers, k: [*layers[: k - k // 2], *layers[len(layers) - k // 2 :]],
+        "middle": lambda layers, k: layers[(len(layers) - k) // 2 :][:k],
+    }
+)
+
+
 def _choose(scores: Tensor, allowed: Sequence[int], k: int, rule: str, seed: int) -> tuple[int, ...]:
     name, _, argument = rule.partition(":")
-    if name in ("top_k", "lowest", "random"):
+    if name in ("top_k", "random", *_PLACES):
         if argument:
             raise SlamkernError(f"rule {rule!r} takes no argument; k says how many")
         if not 1 <= k <= len(allowed):
@@ -168,8 +180,9 @@ def _choose(scores: Tensor, allowed: Sequence[int], k: int, rule: str, seed: int
             )
         if name == "random":
             return tuple(sorted(random.Random(seed).sample(list(allowed), k)))
-        ranked = allowed if name == "lowest" else sorted(allowed, key=lambda layer: (-float(scores[layer]), layer))
-        return tuple(sorted(ranked[:k]))
+        if name in _PLACES:
+            return tuple(sorted(_PLACES[name](list(allowed), k)))
+        return tuple(sorted(sorted(allowed, key=lambda layer: (-float(scores[layer]), layer))[:k]))
     if name == "threshold":
         try:
             threshold = float(argument)
@@ -182,7 +195,7 @@ def _choose(scores: Tensor, allowed: Sequence[int], k: int, rule: str, seed: int
         return layers
     if name == "list":
         return _listed(argument, len(scores))
-    raise SlamkernError(f"unknown rule {rule!r}; known: top_k lowest random threshold:X list:0,3,5")
+    raise SlamkernError(f"unknown rule {rule!r}; known: top_k {' '.join(_PLACES)} random threshold:X list:0,3,5")
 
 
 def _listed(argument: str, num_layers: int) -> tuple[int, ...]:

@@ -37,6 +37,14 @@ def test_each_command_writes_a_delta(folders, tmp_path, capsys):
     assert main(["export", "--model", base, "--delta", both, "--out", str(tmp_path / "full")]) == 0
 
 
+def test_a_selection_is_printed_for_axolotl(folders, capsys):
+    base, trained = folders
+    assert main(["unfrozen", trained, "--model", base]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "unfrozen_parameters:" and len(lines) == 5
+    assert lines[1] == r"- ^model\.layers\.0\.mlp\.up_proj\.weight$"
+
+
 def test_one_line_for_what_is_wrong(folders, tmp_path, capsys):
     base, trained = folders
     out = ["--out", str(tmp_path / "out")]

@@ -199,3 +199,21 @@ def test_a_file_that_is_no_selection(rate, tmp_path, change, message):
     path.write_text(json.dumps(values | change))
     with pytest.raises(slamkern.SlamkernError, match=rf"is not a selection\.json: {message}"):
         LayerSelection.load(path)
+
+
+@pytest.mark.parametrize(
+    ("rule", "k", "region", "layers"),
+    [
+        ("lowest", 2, "all", (0, 1)),
+        ("highest", 2, "all", (4, 5)),
+        ("highest", 2, "lower", (1, 2)),
+        ("ends", 2, "all", (0, 5)),
+        ("ends", 3, "all", (0, 1, 5)),
+        ("ends", 1, "all", (0,)),
+        ("middle", 2, "all", (2, 3)),
+        ("middle", 3, "1-5", (2, 3, 4)),
+        ("middle", 6, "all", (0, 1, 2, 3, 4, 5)),
+    ],
+)
+def test_rules_of_place(rate, rule, k, region, layers):
+    assert slamkern.select_layers(stats_with(rate), k, rule=rule, region=region).layers == layers

@@ -1,0 +1,24 @@
+"""``slamkern unfrozen``: a selection as axolotl and Spectrum write it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slamkern.cli.options import Config, Model, Set, configure, load
+
+
+def unfrozen(
+    selection: Annotated[Path, typer.Argument(help="selection.json, or the folder it is in.")],
+    model: Model = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Print a selection as unfrozen_parameters, the YAML that axolotl and Spectrum use."""
+    from slamkern.selection.exchange import unfrozen_parameters
+    from slamkern.selection.layers import LayerSelection
+
+    settings = configure(config, overrides, model={"name": model})
+    chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
+    loaded, _ = load(settings)
+    typer.echo(unfrozen_parameters(loaded, chosen, settings.select.projections), nl=False)
