@@ -38,8 +38,8 @@ __all__ = [
     "unavailable_reason",
 ]
 
-# What all backends know, in the order in which csrc numbers them.
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+# In the order in which csrc numbers those that it has.
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 Observable = Literal["gate", "hidden"]
 NormStyle = Literal["llama", "olmo2", "gemma"]
 ACTIVATIONS, OBSERVABLES, NORM_STYLES = map(get_args, (Activation, Observable, NormStyle))

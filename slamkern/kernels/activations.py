@@ -11,7 +11,7 @@ instructions an element of ``silu(gate) * up`` on sm_90). Rounding ``x / ln 2`` 
 units in the last place: argument reduced in two steps, a polynomial, and the rounding of ``1 + exp(-x)`` given back
 after the division. Results below 1e-36 in size may come out as zero, as torch's do: ``exp(-x)`` overflows there.
 
-``ACTIVATION`` is a constexpr: one of ``silu gelu gelu_tanh relu``; each choice compiles to its own kernel.
+``ACTIVATION`` is a constexpr: one of ``silu gelu gelu_tanh relu relu2``; each choice compiles to its own kernel.
 """
 
 import triton
@@ -80,9 +80,11 @@ def activate(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
     elif ACTIVATION == "gelu_tanh":
         y = _times_sigmoid(x, (x + x * x * x * _CUBIC) * _TWO_SQRT_2_OVER_PI, EXACT)
     else:
-        tl.static_assert(ACTIVATION == "relu")
+        tl.static_assert((ACTIVATION == "relu") or (ACTIVATION == "relu2"))
         # A comparison, not a maximum: NaN must come out as NaN.
         y = tl.where(x <= 0.0, 0.0, x)
+        if ACTIVATION == "relu2":
+            y = y * y
     return y
 
 
@@ -109,6 +111,10 @@ def activate_with_slope(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
         y = x * s
         slope = s + near * decay * larger * larger * (1.0 + 3.0 * (near * near * _CUBIC)) * _TWO_SQRT_2_OVER_PI
         slope = tl.where(x == x, slope, x)
+    elif ACTIVATION == "relu2":
+        positive = tl.where(x <= 0.0, 0.0, x)
+        y = positive * positive
+        slope = positive + positive
     else:
         tl.static_assert(ACTIVATION == "relu")
         y = tl.where(x <= 0.0, 0.0, x)

@@ -32,7 +32,10 @@ def find_ffns(model: nn.Module, *, shared_experts: bool = False) -> list[Match[F
             matches.append(Match(block, modules[block], module, module.slamkern_ffn, reason))
         elif _has_experts(module):
             matches.append(Match(relative, module, module, None, "mixture of experts: tokens reach different experts"))
-        elif _is_candidate(module):
+        elif _hides_its_activation(relative, module):
+            reason = f"{type(module).__name__} has no activation module that could be read"
+            matches.append(Match(relative, module, module, None, reason))
+        elif _is_candidate(module) and not _is_around_another(module):
             match = _examine(relative, module, prefix)
             parent = modules[relative.rpartition(".")[0]]
             if match.reason is None and not shared_experts and _routes(parent):
@@ -63,8 +66,8 @@ def by_layer(matches: Iterable[Match[FFN]]) -> dict[int, Match[FFN]]:
 
 
 def _has_experts(module: nn.Module) -> bool:
-    stacked = any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
-    return stacked and any(is_activation(child) for child in module.children())
+    stacked = sum(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
+    return stacked > 1 or (stacked == 1 and any(is_activation(child) for child in module.children()))
 
 
 def _routes(module: nn.Module) -> bool:
@@ -73,6 +76,22 @@ def _routes(module: nn.Module) -> bool:
         _has_experts(child) or (isinstance(child, nn.ModuleList) and any(map(_is_candidate, child)))
         for child in module.children()
     )
+
+
+def _is_around_another(module: nn.Module) -> bool:
+    """Whether a candidate only looks like one, as a decoder layer with gates of its own around its FFN does."""
+    inner = list(module.modules())[1:]
+    return any(
+        _is_candidate(child) or (isinstance(child, Fused) and child.slamkern_ffn.kind != "plain") for child in inner
+    )
+
+
+def _hides_its_activation(path: str, module: nn.Module) -> bool:
+    """Whether this is what models call their FFN, though nothing in it is known as an activation."""
+    children = list(module.children())
+    named = path.rpartition(".")[2] in ("mlp", "ffn", "feed_forward")
+    known = any(is_activation(child) for child in children) or _library(module) == "liger_kernel" or _routes(module)
+    return named and not known and sum(map(is_projection, children)) > 1
 
 
 def _library(module: nn.Module) -> str:

@@ -4,6 +4,7 @@ Children are leaves of the graph. A multiplier, a clamp, a dropout in the middle
 as an extra node, and no shape matches.
 """
 
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,7 +18,8 @@ _ACTIVATION_MODULES = ("torch.nn.modules.activation", "transformers.activations"
 
 
 def is_activation(module: nn.Module) -> bool:
-    return type(module).__module__ in _ACTIVATION_MODULES
+    kind = type(module)
+    return kind.__module__ in _ACTIVATION_MODULES or kind.__name__.endswith("Gelu")  # BloomGelu, of Bloom's own file
 
 
 def is_projection(module: nn.Module) -> bool:
@@ -33,10 +35,12 @@ class _LeafTracer(fx.Tracer):
 
 
 def trace(module: nn.Module) -> fx.Graph:
-    # A shallow twin whose traced method has one argument: masks and caches take their defaults,
-    # because an FFN depends on the hidden states alone.
+    # A shallow twin whose traced method has the arguments without a default alone: masks and caches take theirs.
     own = type(module)
-    body = {"_of_hidden_states": lambda self, x: own.forward(self, x)}
+    parameters = list(inspect.signature(own.forward).parameters.values())[1:]
+    required = sum(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+    one, two = (lambda self, x: own.forward(self, x)), (lambda self, x, y: own.forward(self, x, y))
+    body = {"_of_hidden_states": two if required == 2 else one}  # two: hidden states and what is added to the result
     graph = _LeafTracer().trace(twin_of(module, type(own.__name__, (own,), body)))
     for node in list(graph.nodes):
         if _is_identity(node, module):

@@ -44,7 +44,8 @@ def decoder_of(model: nn.Module) -> tuple[str, nn.Module]:
         return f"module.{path}".strip("."), decoder
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if get_decoder is not None else model
-    if isinstance(decoder, nn.Module):
+    # ModernBERT's get_decoder returns its output head, a Linear.
+    if isinstance(decoder, nn.Module) and any(decoder.children()):
         for path, module in model.named_modules():
             if module is decoder:
                 return path, decoder

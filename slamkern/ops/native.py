@@ -4,7 +4,7 @@
 tensors, on torch's current stream, where Triton is not (Windows) or nothing may be compiled at run time. Both are built
 with the package where a compiler is found, neither knows torch.
 float32, bfloat16 and float16; matrices are (tokens, neurons) with contiguous neurons and any distance between rows.
-csrc has the ops of an FFN alone; norms and FP8 are those of plain torch here.
+csrc has the ops of an FFN alone; norms, FP8 and an FFN of ReLU squared are those of plain torch here.
 
 Not here: the choice of backend and autograd (glu.py).
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from slamkern.errors import SlamkernError
 from slamkern.kernels import ACTIVATIONS, OBSERVABLES
-from slamkern.ops import caching_allocator
+from slamkern.ops import caching_allocator, reference
 from slamkern.ops.moments import StatsTensors, merge_moments_
 from slamkern.ops.reference import quantize_rows, rms_norm, rms_norm_backward
 
@@ -36,7 +36,7 @@ __all__ = [
 
 _ABI = 1  # SLAMKERN_ABI in csrc/slamkern.h
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_ACTIVATIONS = {name: number for number, name in enumerate(ACTIVATIONS)}
+_ACTIVATIONS = {name: number for number, name in enumerate(ACTIVATIONS) if name != "relu2"}
 _OBSERVABLES = {name: number for number, name in enumerate(OBSERVABLES)}
 _FILES = {"cpu": "_native.so", "cuda": "_native_cuda.so"}
 _NEEDS = {"cpu": "a C++17 compiler", "cuda": "nvcc"}
@@ -123,6 +123,8 @@ def _run(gate: Tensor, function: Callable[..., int], *arguments: object) -> None
 
 def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
     """``hidden = act_fn(gate) * up`` (``act_fn(gate)`` where ``up`` is None); all (tokens, neurons)."""
+    if activation not in _ACTIVATIONS:
+        return reference.swiglu(gate, up, activation)
     dtype, (tokens, neurons) = _dtype(gate), gate.shape
     hidden = caching_allocator.empty_like(gate)
     function = _library(gate.device.type).slamkern_swiglu
@@ -145,6 +147,8 @@ def swiglu_stats(
 
     Bitwise the same from run to run and for every number of threads.
     """
+    if activation not in _ACTIVATIONS:
+        return reference.swiglu_stats(gate, up, language_ids, num_languages, activation, observe, into, plan)
     dtype, (tokens, neurons), device = _dtype(gate), gate.shape, gate.device
     if language_ids.dtype != torch.int32 or language_ids.shape != (tokens,):
         raise SlamkernError(
@@ -187,6 +191,8 @@ def swiglu_backward(
     grad_hidden: Tensor, gate: Tensor, up: Tensor | None, activation: str, need_hidden: bool, need_gate: bool = True
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """``grad_gate`` unless declined, ``grad_up`` (None without ``up``) and, on request, ``hidden`` again; all fresh."""
+    if activation not in _ACTIVATIONS:
+        return reference.swiglu_backward(grad_hidden, gate, up, activation, need_hidden, need_gate)
     dtype, (tokens, neurons) = _dtype(gate), gate.shape
     grad_gate, grad_up, hidden = (
         caching_allocator.empty_like(gate) if needed else None for needed in (need_gate, up is not None, need_hidden)

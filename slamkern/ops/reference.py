@@ -25,7 +25,7 @@ def unavailable_reason(device_type: str) -> str | None:
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """``act_fn(x)``: SiLU ``x * sigmoid(x)``, GELU (exact or tanh), ReLU; same shape and dtype as ``x``."""
+    """``act_fn(x)``: SiLU ``x * sigmoid(x)``, GELU (exact or tanh), ReLU, ReLU squared; shape and dtype of ``x``."""
     match activation:
         case "silu":
             return F.silu(x)
@@ -35,6 +35,8 @@ def activate(x: Tensor, activation: str) -> Tensor:
             return F.gelu(x, approximate="tanh")
         case "relu":
             return F.relu(x)
+        case "relu2":
+            return F.relu(x).square()
     raise ValueError(f"unknown activation {activation!r}; known: {' '.join(ACTIVATIONS)}")
 
 
@@ -104,6 +106,8 @@ def activation_derivative(x: Tensor, activation: str) -> Tensor:
             return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * slope * (1 + 3 * 0.044715 * x * x)
         case "relu":
             return (x > 0).to(x.dtype)
+        case "relu2":
+            return 2 * F.relu(x)
     raise ValueError(f"unknown activation {activation!r}; known: {' '.join(ACTIVATIONS)}")
 
 

@@ -31,7 +31,7 @@ def test_layouts(layout, observe):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "relu2"])
 def test_activations_and_dtypes(dtype, activation):
     gate, up = halves(normal(9, 530, dtype=dtype), normal(9, 530, dtype=dtype, seed=1))
     ids = language_ids("mixed", 9, 2)

@@ -152,9 +152,10 @@ def test_autocast_matches_stock(llama, input_ids):
     [
         ("MixtralConfig", {"num_local_experts": 4}, "mixture of experts"),
         ("Qwen2MoeConfig", {"num_experts": 4}, "mixture of experts"),
-        ("NemotronConfig", {}, "unknown activation ReLUSquaredActivation; known: silu"),
+        ("ApertusConfig", {}, "unknown activation XIELUActivation; known: silu"),
+        ("Lfm2Config", {"full_attn_idxs": [0]}, "Lfm2MLP has no activation module"),
+        ("GptOssConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}, "mixture of experts"),
         ("LlamaConfig", {"hidden_act": "quick_gelu"}, "unknown activation QuickGELUActivation"),
-        ("BloomConfig", {}, "no FFN found"),
     ],
 )
 def test_models_that_cannot_be_fused_are_refused(config, overrides, message):
