@@ -19,6 +19,7 @@ from slamkern.integrations.check import check_packing
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection, trained_parameters
 from slamkern.training.checkpoint import SELECTION, load_delta, save_delta
+from slamkern.training.frozen import frozen_digests, trained_parts
 
 _log = logging.getLogger(__name__)
 DELTA_FOLDER = "slamkern"  # in a checkpoint of the trainer
@@ -29,8 +30,8 @@ class SlamCallback(TrainerCallback):
 
     Logs ``tokens_per_second`` (real tokens: no padding) and ``trained_share`` of the parameters beside the loss; they
     are in ``trainer.state.log_history`` too. Refuses, in one line: a selection of single neurons (only
-    ``slamkern.train`` can train those), freeze flags that changed, a resumed checkpoint of another selection, and a
-    first batch whose packed sequences see each other.
+    ``slamkern.train`` can train those), freeze flags or frozen weights that changed, a resumed checkpoint of another
+    selection or base, and a first batch whose packed sequences see each other.
     """
 
     def __init__(self, selection: LayerSelection, projections: tuple[str, ...] = ("up", "down")) -> None:
@@ -39,6 +40,7 @@ class SlamCallback(TrainerCallback):
         self.selection, self.projections = selection, projections
         self._names: frozenset[str] = frozenset()
         self._share = 0.0
+        self._frozen: dict[str, str] = {}
         self._tokens: Tensor | int = 0
         self._since = 0.0
         self._hook: Any = None
@@ -63,6 +65,7 @@ class SlamCallback(TrainerCallback):
             raise SlamkernError("the optimizer was made before SlamCallback froze the model; let the trainer make it")
         if state.global_step:
             self._resume(model, Path(args.output_dir) / f"checkpoint-{state.global_step}" / DELTA_FOLDER)
+        self._frozen = frozen_digests(model, trained_parts(model))
         self._tokens, self._since = 0, time.perf_counter()
         self._hook = model.register_forward_pre_hook(self._first_batch, with_kwargs=True)
 
@@ -70,15 +73,19 @@ class SlamCallback(TrainerCallback):
         self._check(kwargs["model"])
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / DELTA_FOLDER
-            save_delta(kwargs["model"], folder, self.selection)
+            save_delta(kwargs["model"], folder, self.selection, frozen=self._frozen)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        model = kwargs["model"]
         self._hook.remove()
-        self._check(kwargs["model"])
+        self._check(model)
+        now = frozen_digests(model, trained_parts(model))
+        if changed := sorted(name for name in now if now[name] != self._frozen.get(name)):
+            raise SlamkernError(f"{len(changed)} frozen tensors changed during the training, the first {changed[0]}")
         if state.is_world_process_zero:
-            save_delta(kwargs["model"], Path(args.output_dir) / DELTA_FOLDER, self.selection)
+            save_delta(model, Path(args.output_dir) / DELTA_FOLDER, self.selection, frozen=now)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs["logs"]

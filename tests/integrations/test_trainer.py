@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.tiny_models import tiny_model
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Trainer, TrainerCallback, TrainingArguments
 
 from slamkern.errors import SlamkernError
 from slamkern.integrations.check import check_first_batch
@@ -105,6 +105,16 @@ def test_what_would_train_something_else_is_refused(tmp_path):
     thawed.model.lm_head.weight.requires_grad_(True)
     with pytest.raises(SlamkernError, match=r"1 parameters changed their freeze flags.*lm_head"):
         thawed.train()
+
+
+def test_a_frozen_weight_that_something_else_changes_is_found(tmp_path):
+    class Meddling(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            kwargs["model"].lm_head.weight.data.mul_(1.01)
+
+    trainer = trainer_of(packed_model(), tmp_path, [SlamCallback(SELECTION), Meddling()], save_strategy="no")
+    with pytest.raises(SlamkernError, match=r"1 frozen tensors changed during the training, the first lm_head"):
+        trainer.train()
 
 
 def test_packing_that_leaks_is_refused_at_the_first_batch(tmp_path):
