@@ -24,7 +24,7 @@ HEADERS = sorted(str(path) for path in Path("csrc").glob("*.*h"))
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX_FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 # csrc/kernels.cpp is compiled once for each of these, cpu.cpp picks by what the processor has.
-ISAS = {"baseline": []}
+ISAS: dict[str, list[str]] = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS |= {
         "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -92,12 +92,15 @@ class BuildLibraries(build_ext):
         if ext.name == CUDA:
             nvcc = find_nvcc()
             if nvcc is None:
-                return self._leave_out(ext, "nvcc was not found or SLAMKERN_CUDA=0")
-            return self._run([*nvcc_command(nvcc), *ext.sources, "-o", str(library)])
+                self._leave_out(ext, "nvcc was not found or SLAMKERN_CUDA=0")
+            else:
+                self._run([*nvcc_command(nvcc), *ext.sources, "-o", str(library)])
+            return
         cxx = find_cxx()
         if cxx is None:
-            return self._leave_out(ext, "no C++ compiler was found")
-        self._run_cpu(cxx, ext, library)
+            self._leave_out(ext, "no C++ compiler was found")
+        else:
+            self._run_cpu(cxx, ext, library)
 
     def _run_cpu(self, cxx: str, ext: Extension, library: Path) -> None:
         folder = Path(self.build_temp, "slamkern").absolute()

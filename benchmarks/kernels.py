@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.operations import Operation, Workload, elementwise, products
 from benchmarks.providers import COMPILE, PROVIDERS, TORCH, Absent
 from benchmarks.results import Row
-from benchmarks.shapes import SHAPES, TINY
+from benchmarks.shapes import SHAPES, TINY, Shape
 from benchmarks.stage import Stage, show
 from benchmarks.timing import Case, interleaved
 
@@ -30,14 +30,14 @@ def workloads(stage: Stage) -> list[Workload]:
 
     A dry run leaves out what takes minutes whatever the shape: torch.compile, and Triton's interpreter on a CPU.
     """
-    shapes = (TINY,) if stage.dry else SHAPES
+    shapes: Sequence[Shape] = (TINY,) if stage.dry else SHAPES
     tokens, gemm_tokens, dtype = 4096, 128, torch.float32
     if stage.dry:
         tokens, gemm_tokens = 40, 40
     elif stage.device.type == "cuda":
         tokens, gemm_tokens, dtype = 8192, 8192, torch.bfloat16
     else:  # the quick ones first, in case the time runs out
-        shapes = tuple(sorted(shapes, key=lambda shape: shape.neurons))
+        shapes = sorted(shapes, key=lambda shape: shape.neurons)
     slow = {COMPILE, "slamkern triton"} if stage.device.type == "cpu" else {COMPILE}
     shown = tuple(provider for provider in PROVIDERS if not (stage.dry and provider in slow))
     return [Workload(shape, tokens, gemm_tokens, dtype, stage.device, shown) for shape in shapes]

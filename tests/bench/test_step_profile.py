@@ -113,15 +113,15 @@ def test_mistakes_are_one_line():
         shape_builder("GPT-5", CPU, torch.float32)
     with pytest.raises(SlamkernError, match="pairs; 3 steps of 1000 need 3000"):
         real_pairs("corpus:4", HalfBytes(), 512, steps=3, pairs=1000)
+    work = even_lengths(16, 32, 512, steps=1)
     with pytest.raises(SlamkernError, match="at least 2"):
-        work = even_lengths(16, 32, 512, steps=1)
         next(profile(shape_builder("tiny", CPU, torch.float32), work, Settings(layers=(0,))))
 
 
 def test_scaling_varies_one_property_at_a_time():
     base = axes_for(CPU).base
     for name, value, point in points(axes_for(CPU)):
-        changed = [field for field in ("shape", "tokens", "length", "count", "first")]
+        changed = ["shape", "tokens", "length", "count", "first"]
         different = [field for field in changed if getattr(point, field) != getattr(base, field)]
         assert len(different) <= 1 and value in (getattr(point, field) for field in changed), name
 

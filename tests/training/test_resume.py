@@ -39,8 +39,8 @@ def test_a_killed_run_resumes_bitwise(fit, tmp_path, monkeypatch, killed_after, 
     original = loop.learning_rate
     with monkeypatch.context() as patch:
         patch.setattr(loop, "learning_rate", kill)
+        config = replace(CONFIG, save_steps=killed_after)
         with pytest.raises(Killed):
-            config = replace(CONFIG, save_steps=killed_after)
             fit(config, model=model(), out=tmp_path / "b", selection=SELECTION)
     assert len(lines(tmp_path / "b")) == killed_after + 1
 
