@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from slamkern.cli.environment import installed_version
 from slamkern.files import write_json
+from slamkern.version import installed_version
 
 FOLDER = Path(__file__).with_name("results")
 _PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "peft", "numpy")

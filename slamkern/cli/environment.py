@@ -1,8 +1,9 @@
 """What this machine has: versions of the packages that matter, devices, and which backends can run (and why not)."""
 
-import importlib.metadata
 import platform
 import sys
+
+from slamkern.version import installed_version
 
 PACKAGES = ("slamkern", "torch", "transformers", "triton", "safetensors", "datasets", "pydantic", "sacrebleu")
 # Optional: what slamkern works with or inside of.
@@ -26,15 +27,3 @@ def print_environment() -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
-
-
-def installed_version(name: str) -> str | None:
-    """The version of a package, torch's with the build it is of (+cu130); None where it is not installed."""
-    if name == "torch":
-        import torch
-
-        return str(torch.__version__)
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -10,14 +10,19 @@ configuration is refused. Whatever interrupts a run, the same command goes on.
 """
 
 import logging
+import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from slamkern.data.pairs import Pair
+from slamkern.digests import state_digest
 from slamkern.errors import SlamkernError
 from slamkern.files import write_json
 from slamkern.modules.patch import patch_model
@@ -28,7 +33,7 @@ from slamkern.pipeline.stages import alignment_pairs, choose_layers, measure, pr
 from slamkern.reading import read_json
 from slamkern.run_folder import RunFolder
 from slamkern.selection.layers import LayerSelection
-from slamkern.version import __version__
+from slamkern.version import __version__, installed_version
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +107,7 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
 
     config, out = claimed.config, claimed.out
     model, tokenizer = load_model(**config.model.arguments())
+    base_weights = state_digest(model.state_dict())
     patch_model(model)
     log.info("%s: %s", config.model.name, describe(model))
 
@@ -132,6 +138,13 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
         "slamkern": __version__,
         "model": config.model.name,
         "model_description": describe(model),
+        "base_weights": base_weights,
+        "made": {
+            "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "versions": {"python": platform.python_version()}
+            | {name: installed_version(name) or "not installed" for name in ("slamkern", "torch", "transformers")},
+        },
         "data": {"path": config.data.path, "train_pairs": len(aligned), "held_out_pairs": len(held_out)},
         "training_prompt": config.train.prompt,
         "selected_layers": list(selection.layers),

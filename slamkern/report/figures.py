@@ -123,6 +123,7 @@ def before_after(before: Mapping[str, float], after: Mapping[str, float], label:
         axes.set_xticks(range(len(languages)), languages)
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel(label)
-        axes.set_ylim(0, 1.12 * max(*before.values(), *after.values(), 1e-9))
+        # Where everything is 0, a range of its own: that of 1e-9 has an offset text, which lies in the legend.
+        axes.set_ylim(0, 1.12 * max(*before.values(), *after.values()) or 1)
         axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, borderaxespad=0)
         return _png(figure)

@@ -15,6 +15,9 @@ from typing import Any
 from slamkern.errors import SlamkernError
 from slamkern.files import atomic_write, write_text
 from slamkern.report import figures
+from slamkern.report.samples import sample_outputs, too_few
+from slamkern.report.schema import read_metrics
+from slamkern.selection.layers import LayerSelection
 
 PARTS = ("stats.safetensors", "selection.json", "metrics.json")
 
@@ -25,8 +28,10 @@ def write_report(folder: str | Path) -> Path:
     present = [name for name in PARTS if (folder / name).is_file()]
     if not present:
         raise SlamkernError(f"{folder} holds nothing to report: expected {', '.join(PARTS)}")
-    selection = _json(folder / "selection.json") if "selection.json" in present else {}
-    metrics = _json(folder / "metrics.json") if "metrics.json" in present else {}
+    selection: dict[str, Any] = {}
+    if "selection.json" in present:
+        selection = LayerSelection.load(folder / "selection.json").to_dict()
+    metrics = read_metrics(folder / "metrics.json") if "metrics.json" in present else {}
     sections = []
     if "stats.safetensors" in present:
         sections += _activity_sections(folder, selection)
@@ -53,16 +58,6 @@ def write_report(folder: str | Path) -> Path:
     path = folder / "report.html"
     write_text(path, page)
     return path
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SlamkernError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise SlamkernError(f"{path}: expected an object, found {type(value).__name__}")
-    return value
 
 
 def _figure(folder: Path, name: str, data: bytes, alt: str) -> dict[str, Any]:
@@ -107,6 +102,9 @@ def _result_sections(folder: Path, metrics: Mapping[str, Any]) -> list[dict[str,
     before, after = metrics["before"]["evaluation"], metrics["after"]["evaluation"]
     if before and after:
         sections.append(_accuracy_section(folder, before, after))
+        if samples := sample_outputs(folder):
+            text = "One question a language, if possible one that training changed; shortened."
+            sections.append({"title": "Sample outputs", "text": text, "samples": samples})
     return sections
 
 
@@ -154,6 +152,7 @@ def _accuracy_section(folder: Path, before: Mapping[str, Any], after: Mapping[st
     head = ["language", "questions", "before %", "95 %", "strict %", "after %", "95 %", "strict %"]
     return {
         "title": f"Answer accuracy on {after['task']}",
+        "warning": too_few(after["n"]),
         "text": f"Greedy answers, zero-shot, prompt {after['prompt']!r}. Rule: {after['rule']}; the strict rule reads "
         "numbers as people write them. Intervals are 95 %; the average is unweighted over languages.",
         "figures": [_figure(folder, "accuracy", image, "accuracy per language")],
@@ -234,9 +233,15 @@ def _map_section(folder: Path, name: str, title: str, text: str, image: bytes) -
 
 def _setting(metrics: Mapping[str, Any]) -> dict[str, Any]:
     seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in metrics["seconds"].items())
+    facts = [("model", metrics["model"]), ("data", metrics["data"]["path"]), ("time", seconds)]
+    if weights := metrics.get("base_weights"):
+        facts.insert(1, ("base weights", weights))
+    if made := metrics.get("made"):
+        versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+        facts += [("finished", made["date"]), ("command", made["command"]), ("versions", versions)]
     return {
         "title": "Setting",
-        "facts": [("model", metrics["model"]), ("data", metrics["data"]["path"]), ("time", seconds)],
+        "facts": facts,
         "details": {
             "summary": "full configuration",
             "text": json.dumps(metrics["config"], indent=2, ensure_ascii=False),

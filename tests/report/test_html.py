@@ -13,6 +13,7 @@ from slamkern.errors import SlamkernError
 from slamkern.probe.stats import ActivationStats
 from slamkern.report import figures
 from slamkern.report.html import write_report
+from slamkern.report.samples import too_few
 from slamkern.selection.layers import select_layers
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -104,6 +105,52 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(SlamkernError, match="not JSON"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"losses": []}, "losses: .*at least 1 item"),
+        ({"losses": [1.0, "x"]}, r"losses\.1: "),
+        ({"total_parameters": 0}, "total_parameters"),
+        ({"before": None}, "before: "),
+        ({"padding_share": True}, "padding_share: .*valid number"),
+        (
+            {"before": metrics()["after"] | {"translation": {}}},
+            "translation before and after is of different languages",
+        ),
+        ({"after": metrics()["after"] | {"english_loss": -1}}, r"after\.english_loss"),
+        ({"steps": None}, "steps: "),
+    ],
+)
+def test_metrics_that_are_none(folder: Path, change: dict[str, Any], message: str) -> None:
+    (folder / "metrics.json").write_text(json.dumps(metrics() | change))
+    with pytest.raises(SlamkernError, match=rf"is no metrics\.json of a run: {message}"):
+        write_report(folder)
+
+
+def test_samples_origin_and_what_cannot_be_concluded(folder: Path) -> None:
+    made = {"date": "2026-01-01T10:00:00", "command": "slamkern run -o 'a b'", "versions": {"torch": "9.9"}}
+    (folder / "metrics.json").write_text(json.dumps(metrics() | {"made": made, "base_weights": "0123abcd"}))
+    page = write_report(folder).read_text()
+    assert "4 questions in a language are too few to conclude anything" in page and "Sample outputs" not in page
+    for expected in ("0123abcd", "2026-01-01T10:00:00", "torch 9.9", "slamkern run -o &#39;a b&#39;"):
+        assert expected in page
+    for when, output in (("before", "I do not know <script>"), ("after", "It is 3")):
+        (folder / "evaluation" / when).mkdir(parents=True)
+        rows = [
+            {"id": f"{code}{number}", "language": code, "question": f"{code} {number}?", "gold": "3",
+             "output": output if number else "same", "prediction": 3, "correct": bool(number) and when == "after"}
+            for code in ("en", "de") for number in range(2)
+        ]  # fmt: skip
+        (folder / "evaluation" / when / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = write_report(folder).read_text()
+    assert page.count("I do not know &lt;script&gt;") == page.count("It is 3") == 2 and "en 0?" not in page
+
+
+def test_how_many_questions_are_enough() -> None:
+    assert too_few({"en": 60, "de": 250}) is None
+    assert "less than 30 points" in (too_few({"en": 20, "de": 250}) or "")
 
 
 def test_figures_of_real_depth_and_of_one_layer() -> None:
