@@ -22,6 +22,7 @@ from slamkern.cli.options import (
     Config,
     Data,
     Delta,
+    DryRun,
     FrozenPrecision,
     Languages,
     MemoryBudget,
@@ -32,6 +33,7 @@ from slamkern.cli.options import (
     configure,
     load,
     model_options,
+    print_plan,
     refuse_existing,
 )
 from slamkern.cli.pipeline import demo, run
@@ -78,6 +80,7 @@ def probe(
     languages: Languages = None,
     trust_remote_code: TrustRemoteCode = None,
     allow_pickle: AllowPickle = None,
+    dry_run: DryRun = False,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -92,7 +95,13 @@ def probe(
     )
     pairs = alignment_pairs(settings)[0] if settings.probe.task == "data" else []
     refuse_existing(out / "stats.safetensors")
-    probe_texts(settings, pairs)
+    texts = probe_texts(settings, pairs)
+    if dry_run:
+        from slamkern.pipeline.plan import Plan
+
+        plan = Plan(settings)
+        plan.probe(texts)
+        return print_plan(plan.lines)
     loaded, tokenizer = load(settings)
     stats = probe_model(settings, loaded, tokenizer, pairs, progress=True)
     stats.save(out / "stats.safetensors")
@@ -134,6 +143,7 @@ def train(
     frozen_precision: FrozenPrecision = None,
     trust_remote_code: TrustRemoteCode = None,
     allow_pickle: AllowPickle = None,
+    dry_run: DryRun = False,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -154,6 +164,12 @@ def train(
     pairs, held_out = alignment_pairs(settings)
     check_prompt(settings.train.prompt)
     check_layers(chosen.layers, check_model(settings.model))
+    if dry_run:
+        from slamkern.pipeline.plan import Plan
+
+        plan = Plan(settings)
+        plan.train(pairs, chosen)
+        return print_plan(plan.lines)
     loaded, tokenizer = load(settings)
     apply_selection(patch_model(loaded), chosen, settings.select.projections)
     result = loop.train(
@@ -188,6 +204,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Questions per language.")] = None,
     trust_remote_code: TrustRemoteCode = None,
     allow_pickle: AllowPickle = None,
+    dry_run: DryRun = False,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -205,6 +222,12 @@ def evaluate(
         raise SlamkernError("no task given: use --task mgsm, msvamp or corpus")
     check_prompt(section.prompt)
     questions = load_task(section.task, section.languages, section.data, section.limit)
+    if dry_run:
+        from slamkern.pipeline.plan import Plan
+
+        plan = Plan(settings)
+        plan.evaluate(questions)
+        return print_plan(plan.lines)
     loaded, tokenizer = load(settings, delta)
     result = accuracy.evaluate_questions(
         loaded, tokenizer, questions, task=section.task, prompt=section.prompt,

@@ -1,6 +1,6 @@
 """What the commands share: their options, and how these become a configuration and a loaded model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +39,9 @@ TrustRemoteCode = Annotated[
     bool | None, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
 ]
 AllowPickle = Annotated[bool | None, typer.Option("--allow-pickle", help="Also read pickled weights (.bin).")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check options and data, say what it will take, and stop; loads no weights.")
+]
 
 MemoryBudget = Annotated[str | None, typer.Option(help="Like 24GB; recomputes as few FFNs as it takes to fit.")]
 FrozenPrecision = Annotated[str | None, typer.Option(help="Frozen weights in training: model (their dtype) or fp8.")]
@@ -70,3 +73,10 @@ def load(config: "RunConfig", delta: Path | None = None) -> tuple[Any, Any]:
 def refuse_existing(path: Path) -> None:
     if path.exists():
         raise SlamkernError(f"{path} exists; choose another --out or remove it")
+
+
+def print_plan(lines: Iterable[tuple[str, str]]) -> None:
+    """A plan of a dry run."""
+    for name, what in lines:
+        typer.echo(f"{name + ':':<20} {what}")
+    typer.echo("dry run: no weights were loaded and nothing was written")

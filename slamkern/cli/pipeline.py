@@ -9,6 +9,7 @@ from slamkern.cli.options import (
     AllowPickle,
     Config,
     Data,
+    DryRun,
     Languages,
     Model,
     Out,
@@ -16,6 +17,7 @@ from slamkern.cli.options import (
     TrustRemoteCode,
     configure,
     model_options,
+    print_plan,
 )
 
 
@@ -26,6 +28,7 @@ def run(
     languages: Languages = None,
     trust_remote_code: TrustRemoteCode = None,
     allow_pickle: AllowPickle = None,
+    dry_run: DryRun = False,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -39,6 +42,10 @@ def run(
         model=model_options(model, trust_remote_code, allow_pickle),
         data={"path": data, "languages": languages},
     )
+    if dry_run:
+        from slamkern.pipeline.plan import plan_run
+
+        return print_plan(plan_run(settings))
     before_after(run_pipeline(settings, out))
     typer.echo(f"report: {out / 'report.html'}")
 

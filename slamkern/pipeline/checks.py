@@ -13,7 +13,7 @@ from slamkern.errors import SlamkernError
 from slamkern.pipeline.loading import load_config_of, resolve_device
 from slamkern.pipeline.sections import ModelSection, RunConfig, SelectSection
 from slamkern.pipeline.stages import english_texts, probe_texts
-from slamkern.selection.layers import LayerSelection, check_choice, check_layers
+from slamkern.selection.layers import choose_before_probe
 
 
 def check_run(config: RunConfig, aligned: Sequence[Pair], held_out: Sequence[Pair]) -> None:
@@ -41,10 +41,9 @@ def check_model(section: ModelSection) -> int:
 
 def check_select(section: SelectSection, num_layers: int, languages: Sequence[str]) -> None:
     """A choice that a model of so many layers, probed in these languages, allows."""
+    choose_before_probe(num_layers, section.k, section.rule, section.region, section.preset)
     if section.preset is not None:
-        check_layers(LayerSelection.preset(section.preset).layers, num_layers)
         return
-    check_choice(num_layers, section.k, section.rule, section.region)
     if len(languages) < 2:
         raise SlamkernError(f"the probe reads only {' '.join(languages)}; what tells languages apart needs two")
     if "en" not in languages and (section.center == "en" or section.score == "english_overlap"):

@@ -108,25 +108,35 @@ def load_model(
     import transformers
 
     trust = {"trust_remote_code": trust_remote_code}
+    tokenizer = load_tokenizer(spec, trust_remote_code=trust_remote_code)
     try:
-        read_config(source, **extra, **trust)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra, **trust)
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=precision, use_safetensors=None if allow_pickle else True,
             # Misshapen weights are refused below with the others; transformers would print a table.
             output_loading_info=True, ignore_mismatched_sizes=True, **extra, **trust,
         )  # fmt: skip
-    except SlamkernError:
-        raise
     except Exception as error:  # transformers raises a dozen unrelated kinds for one bad folder
         raise SlamkernError(f"cannot load model {spec!r}: {_reason(error, source)}") from error
     _refuse_wrong_weights(spec, found)
     if extra:
         _forget_quantization(model)
-        if isinstance(model.config.eos_token_id, int):
-            # transformers reads the weights' EOS id from a GGUF file, but gives the tokenizer another (SmolLM2: BOS).
-            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
     return model.to(where).eval(), tokenizer
+
+
+def load_tokenizer(spec: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model alone; raises as :func:`load_model` does."""
+    import transformers
+
+    config = load_config_of(spec, trust_remote_code=trust_remote_code)
+    source, extra = _source(spec)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+    except Exception as error:
+        raise SlamkernError(f"cannot load the tokenizer of {spec!r}: {_reason(error, source)}") from error
+    if extra and isinstance(config.eos_token_id, int):
+        # transformers reads the weights' EOS id from a GGUF file, but gives the tokenizer another (SmolLM2: its BOS).
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    return tokenizer
 
 
 def load_config_of(spec: str, *, trust_remote_code: bool = False) -> Any:

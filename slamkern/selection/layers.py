@@ -153,9 +153,15 @@ def select_layers(
     return replace(selection, neurons=_choose_neurons(neuron_scores(stats, score, center), layers, neuron_fraction))
 
 
-def check_choice(num_layers: int, k: int, rule: str, region: str) -> None:
-    """Refuse what :func:`select_layers` would refuse of a model of so many layers, before one is probed."""
-    _choose(torch.full((num_layers,), torch.inf), _region(region, num_layers), k, rule, 0)
+def choose_before_probe(num_layers: int, k: int, rule: str, region: str, preset: str | None = None) -> tuple[int, ...]:
+    """As many layers as :func:`select_layers` would choose of a model without knowing its scores, or the preset's.
+
+    Refuses what it would refuse; a threshold takes its whole region.
+    """
+    if preset is not None:
+        check_layers(layers := LayerSelection.preset(preset).layers, num_layers)
+        return layers
+    return _choose(torch.full((num_layers,), torch.inf), _region(region, num_layers), k, rule, 0)
 
 
 # Rules that go by the place of a layer in the region, whatever its score: published answers name each of them.

@@ -1,0 +1,154 @@
+"""What long work will take, without doing it: parameters, memory, FLOPs, time and disk, from a configuration and data.
+
+The model is built from its configuration on the meta device, so nothing of its weights is read; texts are tokenized as
+they will be. Memory is that of ``shape_memory`` and FLOPs are the minimum of ``step_cost``, both for Llama-like
+decoders; where a model is none, those lines say so. Times are FLOPs at a stated utilization, nothing measured.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from slamkern.data.packing import IGNORE
+from slamkern.data.pairs import Pair
+from slamkern.data.prompts import encode_prompts, get_prompt
+from slamkern.data.tasks import Question, load_task
+from slamkern.pipeline.checks import check_run
+from slamkern.pipeline.loading import load_config_of, load_tokenizer, resolve_device, resolve_dtype
+from slamkern.pipeline.sections import RunConfig
+from slamkern.pipeline.stages import alignment_pairs, probe_texts
+from slamkern.selection.layers import LayerSelection, choose_before_probe
+from slamkern.selection.trainable import apply_selection
+from slamkern.training.batches import plan_steps, tokenize
+from slamkern.training.checkpoint import KEPT
+from slamkern.training.footprint import gigabytes
+from slamkern.training.shape_memory import shape_footprint
+from slamkern.training.step_cost import Dimensions
+
+TERAFLOPS, UTILIZATION = 989.0, 0.4  # dense bfloat16 of an H100 SXM (its data sheet), and what training often reaches
+STATE_BYTES = 12  # a float32 master and two moments
+
+
+class Plan:
+    """Lines of a plan, (name, what) each; the model's dimensions and its tokenizer are read once."""
+
+    def __init__(self, config: RunConfig) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.config = config
+        spec, trust = config.model.name, config.model.trust_remote_code
+        full: Any = load_config_of(spec, trust_remote_code=trust)
+        self.shape = full.get_text_config()
+        self.tokenizer = load_tokenizer(spec, trust_remote_code=trust)
+        self.dtype = resolve_dtype(config.model.dtype, resolve_device(config.model.device))
+        with torch.device("meta"):
+            self.model = AutoModelForCausalLM.from_config(full, dtype=self.dtype, trust_remote_code=trust)
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        name = str(self.dtype).removeprefix("torch.")
+        weights = gigabytes(self.parameters * self.dtype.itemsize)
+        self.lines = [("model", f"{type(self.model).__name__}, {self.parameters:,} parameters, {weights} in {name}")]
+
+    def probe(self, texts: Mapping[str, Sequence[str]]) -> None:
+        """One forward of every text, and the statistics file."""
+        section = self.config.probe
+        lengths = {
+            code: sum(min(len(ids), section.max_length) for ids in self.tokenizer(list(rows))["input_ids"])
+            for code, rows in texts.items()
+        }
+        tokens = sum(lengths.values())
+        embeddings = self.model.get_input_embeddings().weight.numel()
+        each = ", ".join(f"{code} {count:,}" for code, count in lengths.items())
+        self._work("probe", f"{tokens:,} tokens ({each})", 2 * tokens * (self.parameters - embeddings))
+        if neurons := getattr(self.shape, "intermediate_size", None):
+            values = len(texts) * self.shape.num_hidden_layers * neurons
+            # Per language int64, and two float64; per group of questions float32 and int32.
+            self.lines.append(("  disk", f"{gigabytes(values * (24 + 8 * section.groups))} of statistics"))
+
+    def train(self, pairs: Sequence[Pair], selection: LayerSelection | None) -> None:
+        """Every step on these pairs; without a selection, of as many layers as will be chosen."""
+        config, section = self.config.train, self.config.select
+        layers = selection.layers if selection is not None else choose_before_probe(
+            self.shape.num_hidden_layers, section.k, section.rule, section.region, section.preset
+        )  # fmt: skip
+        context = getattr(self.shape, "max_position_embeddings", None)
+        examples = tokenize(pairs, self.tokenizer, config, context=context)
+        lengths = [len(example.input_ids) for example in examples]
+        supervised = [sum(label != IGNORE for label in example.labels) for example in examples]
+        steps = [[index for batch in step for index in batch] for step in plan_steps(lengths, config)]
+        largest = max(sum(lengths[index] for index in batch) for step in plan_steps(lengths, config) for batch in step)
+        trained = sum(entry.parameter.numel() for entry in apply_selection(self.model, layers, section.projections))
+        share = 100 * trained / self.parameters
+        which = ", ".join(map(str, layers)) + ("" if selection is not None else " (or others, as the probe says)")
+        self.lines.append(("train", f"{trained:,} parameters ({share:.2f} %) of the layers {which}"))
+        tokens = sum(lengths[index] for step in steps for index in step)
+        what = f"{len(steps):,} steps, {tokens:,} tokens, {tokens / len(steps):,.0f} a step"
+        try:
+            dimensions = Dimensions.of(self.shape)
+            flops = sum(
+                dimensions.minimum_flops([lengths[i] for i in step], sum(supervised[i] for i in step), layers)
+                for step in steps
+            )
+            self._work("  work", what, flops)
+            if set(section.projections) == {"up", "down"}:
+                self._memory(largest, layers)
+        except AttributeError as error:
+            self.lines.append(
+                ("  work", f"{what}; FLOPs and memory are not known for {self.shape.model_type} ({error})")
+            )
+        delta = trained * self.dtype.itemsize
+        kept = KEPT * (delta + STATE_BYTES * trained)
+        self.lines.append(("  disk", f"{gigabytes(delta)} of trained weights, up to {gigabytes(kept)} of checkpoints"))
+
+    def evaluate(self, questions: Sequence[Question], times: int = 1) -> None:
+        """Every answer as long as it may be."""
+        section = self.config.evaluate
+        prompt = get_prompt(section.prompt, self.tokenizer)
+        texts = [prompt.question(question.question, question.language) for question in questions]
+        read = sum(map(len, encode_prompts(texts, self.tokenizer)))
+        written = len(questions) * section.max_new_tokens
+        what = f"{len(questions):,} questions, {read:,} tokens read, at most {written:,} written"
+        name = "evaluate" if times == 1 else f"evaluate, {times} times"
+        # Decoding waits for memory, not for FLOPs, so these say nothing about its time.
+        self.lines.append((name, f"{what}; {2 * times * (read + written) * self.parameters:.3g} FLOPs"))
+
+    def _memory(self, positions: int, layers: Sequence[int]) -> None:
+        config = self.config.train
+        bytes_of = shape_footprint(
+            self.shape, layers, itemsize=self.dtype.itemsize, fp8=config.frozen_precision == "fp8",
+            accumulation=config.gradient_accumulation_steps,
+        )  # fmt: skip
+        total, saved = bytes_of.total(positions), bytes_of.saved_bytes(positions)
+        rest = total - bytes_of.weights - bytes_of.state - saved
+        parts = {
+            "weights": bytes_of.weights,
+            "optimizer": bytes_of.state,
+            "saved for backward": saved,
+            "workspace": rest,
+        }
+        words = ", ".join(f"{name} {gigabytes(value)}" for name, value in parts.items())
+        self.lines.append(("  memory", f"{gigabytes(total)} at {positions:,} tokens, nothing recomputed: {words}"))
+
+    def _work(self, name: str, what: str, flops: float) -> None:
+        seconds = flops / (TERAFLOPS * 1e12 * UTILIZATION)
+        at = f"{_duration(seconds)} at {UTILIZATION:.0%} of {TERAFLOPS:g} TFLOP/s"
+        self.lines.append((name, f"{what}; {flops:.3g} FLOPs, {at}"))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def plan_run(config: RunConfig) -> list[tuple[str, str]]:
+    """The plan of a whole run; SlamkernError as :func:`check_run`."""
+    aligned, held_out = alignment_pairs(config)
+    check_run(config, aligned, held_out)
+    plan = Plan(config)
+    plan.probe(probe_texts(config, aligned))
+    plan.train(aligned, None)
+    section = config.evaluate
+    if section.task is not None:
+        plan.evaluate(load_task(section.task, section.languages, section.data, section.limit), times=2)
+    return plan.lines

@@ -1,0 +1,82 @@
+"""A dry run says what the run then does, without weights and without writing anything."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+
+from slamkern.cli.main import main
+from slamkern.errors import SlamkernError
+from slamkern.pipeline.config import RunConfig, build_config
+from slamkern.pipeline.plan import plan_run
+from slamkern.pipeline.run import run
+
+
+def configuration(model: Path, **changes: dict[str, Any]) -> RunConfig:
+    sections: dict[str, Any] = {
+        "model": {"name": str(model), "dtype": "float32", "device": "cpu"},
+        "data": {"path": "corpus:", "languages": ["de", "zh"], "limit": 16, "held_out": 2},
+        "probe": {"questions": 6, "groups": 3},
+        "select": {"k": 1, "bootstrap": 0},
+        "train": {"max_steps": 3, "prompt": "authors", "tokens_per_batch": 1024},
+        "evaluate": {"task": "corpus", "limit": 1, "languages": ["en", "de"], "prompt": "authors",
+                     "max_new_tokens": 4, "chrf_limit": 0},
+    }  # fmt: skip
+    return build_config({name: values | changes.get(name, {}) for name, values in sections.items()})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def weightless(model: Path, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(model, tmp_path / "weightless"))
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_the_plan_is_what_the_run_does(model: Path, weightless: Path, tmp_path: Path) -> None:
+    planned = {name.strip(): what for name, what in plan_run(configuration(weightless))}
+    metrics = run(configuration(model), tmp_path / "run", progress=False)
+    assert planned["model"].startswith(f"LlamaForCausalLM, {metrics['total_parameters']:,} parameters")
+    assert planned["train"].startswith(f"{metrics['trained_parameters']:,} parameters")
+    assert planned["work"].startswith(f"{metrics['steps']} steps, {metrics['tokens']:,} tokens")
+    batch = int(planned["memory"].partition(" at ")[2].partition(" tokens")[0].replace(",", ""))
+    assert 900 < batch <= 1024  # a full micro-batch
+    assert "2 questions" in planned["evaluate, 2 times"] and "at most 8 written" in planned["evaluate, 2 times"]
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["made"]["versions"]["torch"]
+
+
+def test_other_architectures_have_no_memory_line(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    folder = tmp_path / "gpt2"
+    config = GPT2Config(vocab_size=300, n_embd=16, n_layer=2, n_head=2, n_positions=2048)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    planned = {name.strip(): what for name, what in plan_run(configuration(folder))}
+    assert "not known for gpt2" in planned["work"] and "memory" not in planned
+
+
+def test_a_dry_run_checks_and_writes_nothing(
+    weightless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    common = ["--model", str(weightless), "--out", str(out), "--dry-run"]
+    data = ["--data", "corpus:20", "-l", "de,zh", "-s", "data.held_out=2"]
+    assert main(["run", *common, *data, "-s", "evaluate.task=null", "-s", "select.k=1"]) == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert main(["probe", *common, *data]) == 0
+    assert main(["evaluate", *common, "--task", "corpus", "-l", "de", "--limit", "2"]) == 0
+    assert main(["run", *common, *data, "-s", "select.k=99"]) == 2
+    with pytest.raises(SlamkernError, match="k is 99"):
+        plan_run(configuration(weightless, select={"k": 99}))
+    assert not out.exists()
