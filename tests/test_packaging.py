@@ -102,6 +102,8 @@ def test_cuda_kernels_do_not_spill_registers(gpu, tmp_path):
     assert result.returncode == 0, result.stderr
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
     registers = [int(count) for count in re.findall(r"Used (\d+) registers", result.stderr)]
-    assert len(spills) == len(registers) == 74  # of 3 dtypes x 2 widths x 4 activations: forward x 2, backward; row_map, merge
+    assert (
+        len(spills) == len(registers) == 74
+    )  # of 3 dtypes x 2 widths x 4 activations: forward x 2, backward; row_map, merge
     assert set(spills) == {("0", "0", "0")}
     assert max(registers) <= 128  # four blocks of 128 threads leave room for 512 threads a multiprocessor

@@ -1,4 +1,4 @@
-"""What a ``metrics.json`` has to hold for its report to be drawn; more may stand there."""
+"""What ``metrics.json`` and ``predictions.jsonl`` have to hold for a report to be drawn; more may stand there."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from slamkern.errors import SlamkernError
-from slamkern.reading import parse_json, read_text
+from slamkern.reading import LARGEST, parse_json, read_text
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -91,6 +91,32 @@ class Metrics(_Part):
         if before and after and before.n != after.n:
             raise ValueError("accuracy before and after is of different questions")
         return self
+
+
+class Sample(_Part):
+    """What a report shows of a line of predictions.jsonl."""
+
+    id: str
+    language: str
+    question: str
+    gold: str
+    output: str
+    correct: bool
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The lines of a predictions file; SlamkernError names the first that is none."""
+    samples = []
+    for number, line in enumerate(read_text(path, limit=LARGEST).split("\n"), 1):
+        if line.strip():
+            parse_json(line, f"{path}:{number}")
+            try:
+                samples.append(Sample.model_validate_json(line))
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(map(str, first["loc"]))
+                raise SlamkernError(f"{path}:{number}: {place}: {first['msg']}") from error
+    return samples
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
