@@ -101,7 +101,8 @@ def probe(
 
         plan = Plan(settings)
         plan.probe(texts)
-        return print_plan(plan.lines)
+        print_plan(plan.lines)
+        return
     loaded, tokenizer = load(settings)
     stats = probe_model(settings, loaded, tokenizer, pairs, progress=True)
     stats.save(out / "stats.safetensors")
@@ -169,7 +170,8 @@ def train(
 
         plan = Plan(settings)
         plan.train(pairs, chosen)
-        return print_plan(plan.lines)
+        print_plan(plan.lines)
+        return
     loaded, tokenizer = load(settings)
     apply_selection(patch_model(loaded), chosen, settings.select.projections)
     result = loop.train(
@@ -227,7 +229,8 @@ def evaluate(
 
         plan = Plan(settings)
         plan.evaluate(questions)
-        return print_plan(plan.lines)
+        print_plan(plan.lines)
+        return
     loaded, tokenizer = load(settings, delta)
     result = accuracy.evaluate_questions(
         loaded, tokenizer, questions, task=section.task, prompt=section.prompt,

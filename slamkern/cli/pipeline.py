@@ -45,7 +45,8 @@ def run(
     if dry_run:
         from slamkern.pipeline.plan import plan_run
 
-        return print_plan(plan_run(settings))
+        print_plan(plan_run(settings))
+        return
     before_after(run_pipeline(settings, out))
     typer.echo(f"report: {out / 'report.html'}")
 
