@@ -19,7 +19,7 @@ from torch import Tensor
 
 from slamkern.digests import tensor_digests
 from slamkern.errors import DamagedFileError
-from slamkern.reading import parse_json
+from slamkern.reading import parse_json, read_json
 
 TEMPORARY = ".tmp"  # ends the names of files and folders that are being written; they begin with a dot
 
@@ -88,6 +88,34 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically; NaN and infinity are refused (they are not JSON)."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_checked(path: str | Path, value: Mapping[str, Any]) -> None:
+    """:func:`write_json` of an object, with the SHA-256 of its values as the last one."""
+    values = json.loads(json.dumps(value, allow_nan=False))
+    write_json(path, {**values, "sha256": _json_digest(values)})
+
+
+def read_checked(path: str | Path, *, required: bool = True) -> Any:
+    """What :func:`write_checked` wrote. DamagedFileError where it is anything else.
+
+    required False lets a file without a hash pass: one that a person wrote.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or "sha256" not in values:
+        if required:
+            raise DamagedFileError(f"{path} is not what slamkern wrote: it has no sha256; make it again")
+        return values
+    if values.pop("sha256") != _json_digest(values):
+        raise DamagedFileError(
+            f"{path} is damaged: its values are not what was written; restore or make it again"
+            " (edited on purpose: remove its sha256)"
+        )
+    return values
+
+
+def _json_digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

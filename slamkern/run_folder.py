@@ -17,8 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from slamkern.errors import SlamkernError
-from slamkern.files import TEMPORARY, write_json
-from slamkern.reading import read_json
+from slamkern.files import TEMPORARY, read_checked, write_checked
 from slamkern.version import __version__
 
 LOCK = ".lock"
@@ -99,7 +98,7 @@ class RunFolder:
 
     def save(self) -> None:
         """Write the record: settings and notes."""
-        write_json(
+        write_checked(
             self.record,
             {"slamkern_version": __version__, "kind": self.kind, "settings": self.settings, **self.notes},
         )
@@ -110,12 +109,10 @@ class RunFolder:
 
 
 def read_record(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(settings, notes) of a record. SlamkernError where it is none, or one of another kind."""
-    values = read_json(path)
-    if not isinstance(values, dict) or values.get("kind") != kind or not isinstance(values.get("settings"), dict):
-        found = values.get("kind") if isinstance(values, dict) else None
-        what = f"of a slamkern {found} run" if isinstance(found, str) else "the record of a slamkern run"
-        raise SlamkernError(f"{path} is {'not ' if what.startswith('the') else ''}{what}; expected one of kind {kind}")
+    """(settings, notes) of a record. SlamkernError where it is none, or one of another kind, or damaged."""
+    values = read_checked(path)
+    if values.get("kind") != kind or not isinstance(values.get("settings"), dict):
+        raise SlamkernError(f"{path} is of a slamkern {values.get('kind')} run; expected one of kind {kind}")
     return values["settings"], {name: value for name, value in values.items() if name not in _OURS}
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from slamkern.errors import SlamkernError
+from slamkern.files import write_checked
 from slamkern.run_folder import RunFolder, difference
 
 SETTINGS = {"k": 3, "layers": (0, 1), "data": {"path": "corpus:", "limit": None}}
@@ -27,7 +28,7 @@ def test_the_same_settings_go_on_with_what_was_noted(tmp_path):
         folder.claim(SETTINGS)
         assert folder.notes == {"seconds": {"probe": 1.5}}
     record = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert list(record) == ["slamkern_version", "kind", "settings", "seconds"]
+    assert list(record) == ["slamkern_version", "kind", "settings", "seconds", "sha256"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["result", "run.json"]
 
 
@@ -60,13 +61,15 @@ def test_a_record_without_results_binds_nobody(tmp_path):
     [
         (None, "holds result, but no run.json"),
         ("{", "not JSON"),
-        ("[]", "not the record of a slamkern run; expected one of kind pipeline"),
-        ('{"kind": "training", "settings": {}}', "is of a slamkern training run; expected one of kind pipeline"),
+        ("[]", "not what slamkern wrote: it has no sha256"),
+        ({"kind": "training", "settings": {}}, "is of a slamkern training run; expected one of kind pipeline"),
     ],
 )
 def test_folders_of_others_are_refused(tmp_path, record, words):
     (tmp_path / "result").write_text("mine")
-    if record is not None:
+    if isinstance(record, dict):
+        write_checked(tmp_path / "run.json", record)
+    elif record is not None:
         (tmp_path / "run.json").write_text(record)
     with pytest.raises(SlamkernError, match=words), RunFolder(tmp_path, "pipeline") as folder:
         folder.claim(SETTINGS)
@@ -89,6 +92,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
 
 HOLD = """
 import sys
+from slamkern.files import write_checked
 from slamkern.run_folder import RunFolder
 with RunFolder(sys.argv[1], "pipeline"):
     print("held", flush=True)

@@ -37,7 +37,7 @@ from slamkern.cli.options import (
     refuse_existing,
 )
 from slamkern.cli.pipeline import demo, run
-from slamkern.cli.results import env, export, report, score
+from slamkern.cli.results import env, export, report, score, verify
 from slamkern.cli.unfrozen import unfrozen
 from slamkern.errors import SlamkernError
 from slamkern.version import __version__
@@ -240,7 +240,7 @@ def evaluate(
     typer.echo(f"{out}: predictions.jsonl, evaluation.json")
 
 
-for command in (run, demo, score, report, export, env, compare, harness, unfrozen):
+for command in (run, demo, score, report, export, verify, env, compare, harness, unfrozen):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(delta, name="delta")

@@ -34,6 +34,18 @@ def score(
         typer.echo(f"{out / 'scores.json'}")
 
 
+def verify(folder: Annotated[Path, typer.Argument(help="Folder of a run, or of one stage of it.")]) -> None:
+    """Check every file of a run: hashes, schemas, the steps there should be, finite weights. Status 1 for a problem."""
+    from slamkern.pipeline import verify
+
+    good, problems = verify.verify(folder)
+    for problem in problems:
+        typer.echo(problem)
+    typer.echo(f"{folder}: {len(good)} files are what was written, {len(problems)} are not")
+    if problems:
+        raise typer.Exit(1)
+
+
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a run (or of a probe and a selection).")]) -> None:
     """One self-contained HTML page with figures (also as PNG) from a run's files."""
     from slamkern.report.html import write_report

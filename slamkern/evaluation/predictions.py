@@ -7,6 +7,7 @@ line; `PredictionLog` drops it and goes on behind the rest.
 Scores are not computed here.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,13 +18,14 @@ from typing import Any, TextIO
 
 from pydantic import TypeAdapter, ValidationError
 
-from slamkern.errors import SlamkernError
+from slamkern.errors import DamagedFileError, SlamkernError
 from slamkern.reading import LARGEST, parse_json, read_bytes
-from slamkern.run_folder import RunFolder
+from slamkern.run_folder import RunFolder, read_record
 
 KIND = "evaluation"
 PREDICTIONS_FILE = "predictions.jsonl"
 SETTINGS_FILE = "evaluation.json"
+DIGEST = "predictions_sha256"
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,12 @@ class PredictionLog:
         with self._stack as stack:
             stack.enter_context(self.folder)
             self.folder.claim(self.settings)
-            self.folder.notes = self.notes
             path = self.folder.path / PREDICTIONS_FILE
             if path.exists():
-                _drop_torn_line(path)
+                if DIGEST not in self.folder.notes:
+                    _drop_torn_line(path)
                 self.finished = {entry.id: entry for entry in read_predictions(path)}
+            self.folder.notes = self.notes
             self._stack = stack.pop_all()
         return self
 
@@ -94,13 +97,22 @@ class PredictionLog:
         if self.folder is not None:
             if self._file is not None:
                 os.fsync(self._file.fileno())
-            self.folder.notes = {**self.notes, "result": result}
+            content = (self.folder.path / PREDICTIONS_FILE).read_bytes()
+            self.folder.notes = {**self.notes, DIGEST: hashlib.sha256(content).hexdigest(), "result": result}
             self.folder.save()
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """The predictions of a file; a line that is none, or an id that repeats, is refused as ``file:line``."""
+    """The predictions of a file; a line that is none, or an id that repeats, is refused as ``file:line``.
+
+    DamagedFileError where ``evaluation.json`` beside it says that its content was another when it was finished.
+    """
     path = Path(path)
+    beside = path.with_name(SETTINGS_FILE)
+    if path.name == PREDICTIONS_FILE and beside.is_file():
+        written = read_record(beside, KIND)[1].get(DIGEST)
+        if written is not None and hashlib.sha256(path.read_bytes()).hexdigest() != written:
+            raise DamagedFileError(f"{path} is damaged: it is not what was scored; restore it or evaluate again")
     predictions: dict[str, Prediction] = {}
     # Outputs may hold U+2028 and the like: only a line feed ends a line.
     for number, line in enumerate(read_bytes(path, limit=LARGEST).split(b"\n"), start=1):

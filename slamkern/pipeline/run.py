@@ -23,14 +23,12 @@ from typing import Any
 
 from slamkern.data.pairs import Pair
 from slamkern.digests import state_digest
-from slamkern.errors import SlamkernError
-from slamkern.files import write_json
+from slamkern.files import read_checked, write_checked
 from slamkern.modules.patch import patch_model
 from slamkern.pipeline.checks import check_run
 from slamkern.pipeline.config import RunConfig
 from slamkern.pipeline.loading import describe, load_model
 from slamkern.pipeline.stages import alignment_pairs, choose_layers, measure, probe_model
-from slamkern.reading import read_json
 from slamkern.run_folder import RunFolder
 from slamkern.selection.layers import LayerSelection
 from slamkern.version import __version__, installed_version
@@ -123,7 +121,7 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
     apply_selection(model, selection, config.select.projections)
 
     def measure_into(path: Path) -> None:
-        write_json(path, measure(config, model, tokenizer, held_out, out=path.with_suffix(""), progress=progress))
+        write_checked(path, measure(config, model, tokenizer, held_out, out=path.with_suffix(""), progress=progress))
 
     before = claimed.stage("before", "evaluation/before.json", measure_into)
     started = time.perf_counter()
@@ -154,12 +152,11 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
         "seconds": dict(claimed.seconds),
         "config": config.model_dump(mode="json"),
     }
-    write_json(out / "metrics.json", metrics)
+    write_checked(out / "metrics.json", metrics)
     claimed.stage("report", "report.html", lambda path: write_report(path.parent))
     return metrics
 
 
 def _metrics(path: Path) -> dict[str, Any]:
-    if not isinstance(values := read_json(path), dict):
-        raise SlamkernError(f"{path} is no JSON object; remove it to make it again")
+    values: dict[str, Any] = read_checked(path)
     return values

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from slamkern.errors import SlamkernError
-from slamkern.files import write_json
+from slamkern.files import read_checked, write_checked
 from slamkern.probe.stats import ActivationStats
-from slamkern.reading import read_json
 from slamkern.selection.bootstrap import resamples
 from slamkern.selection.schema import check_selection
 from slamkern.selection.scores import SCORES, neuron_scores
@@ -50,7 +49,7 @@ class LayerSelection:
 
     def save(self, path: str | Path) -> None:
         """Write ``selection.json``, atomically."""
-        write_json(path, self.to_dict())
+        write_checked(path, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         neurons = None if self.neurons is None else {str(layer): list(ids) for layer, ids in self.neurons.items()}
@@ -71,7 +70,7 @@ class LayerSelection:
     @classmethod
     def load(cls, path: str | Path) -> "LayerSelection":
         """Read ``selection.json``; anything else is refused."""
-        return cls.from_dict(read_json(path), str(path))
+        return cls.from_dict(read_checked(path, required=False), str(path))
 
     @classmethod
     def from_dict(cls, value: Any, where: str = "the selection") -> "LayerSelection":

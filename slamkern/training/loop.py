@@ -94,7 +94,11 @@ def train(
         steps = plan_steps(lengths, config)
         frozen = frozen_digests(model, trained_parts(model))
         settings = run_settings(model, examples, unseen, asdict(config), frozen)
-        notes = {"base_model": str(getattr(model.config, "_name_or_path", "")), "examples": len(examples)}
+        notes = {
+            "base_model": str(getattr(model.config, "_name_or_path", "")),
+            "examples": len(examples),
+            "steps": len(steps),
+        }
         run = RunLog(None, settings) if folder is None else claim_run(folder, settings, notes, resume=resume)
         run.write_samples([render_sample(example, tokenizer) for example in examples[:3]])
         if out is not None and run.finished:

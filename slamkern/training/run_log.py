@@ -23,9 +23,10 @@ from torch import nn
 
 from slamkern.data.packing import Example
 from slamkern.digests import combined_digest
-from slamkern.errors import SlamkernError
-from slamkern.files import write_json, write_text
+from slamkern.errors import DamagedFileError, SlamkernError
+from slamkern.files import read_checked, write_checked, write_text
 from slamkern.probe.stats import model_signature
+from slamkern.reading import parse_json, read_text
 from slamkern.run_folder import RunFolder
 from slamkern.selection.trainable import trained_parameters
 from slamkern.training.checkpoint import DELTA, list_checkpoints
@@ -33,6 +34,10 @@ from slamkern.training.checkpoint import DELTA, list_checkpoints
 log = logging.getLogger(__name__)
 
 KIND = "training"
+ROW = {
+    "step", "loss", "lr", "grad_norm", "tokens", "supervised_tokens", "tokens_per_second", "peak_memory_bytes",
+    "padding_share",
+}  # fmt: skip
 RESULTS = ("metrics.jsonl", "checkpoint-*", DELTA)
 # These change what is written and shown, or what is computed twice, not the result.
 WITHOUT_EFFECT = ("logging_steps", "memory_budget", "output_dir", "on_oom", "report_to", "save_minutes", "save_steps")
@@ -69,17 +74,13 @@ class RunLog:
         if self.path is None:
             return
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines()[:step] if path.exists() else []
-        try:
-            self.rows = [json.loads(line) for line in lines]
-            if step and (self.path / "held_out.json").exists():
-                self.held_out = json.loads((self.path / "held_out.json").read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise SlamkernError(f"the logs in {self.path} are damaged ({error}); the run cannot be resumed") from error
-        if [row["step"] for row in self.rows] != list(range(1, step + 1)):
+        self.rows = read_rows(path, step) if step else []
+        if step and (self.path / "held_out.json").exists():
+            self.held_out = read_checked(self.path / "held_out.json")
+        if len(self.rows) != step:
             raise SlamkernError(f"{path} does not hold the steps 1 to {step}; the run cannot be resumed")
         if step:
-            write_text(path, "".join(line + "\n" for line in lines))
+            write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows))
         else:
             path.unlink(missing_ok=True)
 
@@ -101,7 +102,7 @@ class RunLog:
         """Keep the held-out loss ``before`` or ``after`` training."""
         self.held_out[when] = loss
         if self.path is not None:
-            write_json(self.path / "held_out.json", self.held_out)
+            write_checked(self.path / "held_out.json", self.held_out)
 
     def write_samples(self, samples: Sequence[str]) -> None:
         """Show and keep a few training examples as the model sees them."""
@@ -121,6 +122,19 @@ class RunLog:
                 "report_to tensorboard needs its package: pip install 'slamkern[tensorboard]'"
             ) from error
         return SummaryWriter(str(self.path / "tensorboard"), purge_step=len(self.rows) + 1)
+
+
+def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    """The first ``limit`` lines of metrics.jsonl: steps from 1 on without a gap, every value a finite number."""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(read_text(path).splitlines()[:limit], start=1):
+        row = parse_json(line, f"{path}:{number}")
+        if not isinstance(row, dict) or set(row) != ROW or row["step"] != number:
+            raise DamagedFileError(f"{path}:{number}: not the line of step {number}")
+        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in row.values()):
+            raise DamagedFileError(f"{path}:{number}: a value is not a number")
+        rows.append(row)
+    return rows
 
 
 def claim_run(folder: RunFolder, settings: Mapping[str, Any], notes: Mapping[str, Any], *, resume: bool) -> RunLog:

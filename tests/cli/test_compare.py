@@ -6,6 +6,7 @@ import pytest
 
 from slamkern.cli.main import main
 from slamkern.evaluation.predictions import Prediction
+from slamkern.files import write_checked
 
 pytest.importorskip("py3langid")
 
@@ -18,9 +19,7 @@ def write(folder, right, n=200):
         entry = Prediction(f"mgsm-de-{number}", "de", f"Was ist {number}?", "1", text, 0.0, False)
         lines.append(json.dumps(entry.__dict__) + "\n")
     (folder / "predictions.jsonl").write_text("".join(lines))
-    (folder / "evaluation.json").write_text(
-        json.dumps({"kind": "evaluation", "settings": {"task": "mgsm", "prompt": "p"}})
-    )
+    write_checked(folder / "evaluation.json", {"kind": "evaluation", "settings": {"task": "mgsm", "prompt": "p"}})
     return str(folder)
 
 

@@ -9,6 +9,7 @@ from slamkern.errors import SlamkernError
 from slamkern.evaluation.compare import compare, decide
 from slamkern.evaluation.predictions import Prediction
 from slamkern.evaluation.scoring import summarize
+from slamkern.files import write_checked
 
 SETTINGS = {
     "task": "mgsm", "weights": "0", "dtype": "float32", "prompt": "metamath",
@@ -26,7 +27,7 @@ def write(folder, languages, settings=None, gold="1", question="what is {0}?", o
             entry = Prediction(f"mgsm-{code}-{number}", code, question.format(number), gold, text, 9.0, False)
             lines.append(json.dumps(entry.__dict__) + "\n")
     (folder / "predictions.jsonl").write_text("".join(lines))
-    (folder / "evaluation.json").write_text(json.dumps({"kind": "evaluation", "settings": SETTINGS | (settings or {})}))
+    write_checked(folder / "evaluation.json", {"kind": "evaluation", "settings": SETTINGS | (settings or {})})
     return folder
 
 
@@ -128,7 +129,7 @@ def test_all_differences_are_named_at_once_and_other_data_is_refused(tmp_path):
 def test_unrecorded_settings_are_told(tmp_path):
     before, after = (write(tmp_path / name, {"de": [1, 0]}) for name in ("before", "after"))
     settings = {name: value for name, value in SETTINGS.items() if name not in ("dtype", "stop")}
-    (before / "evaluation.json").write_text(json.dumps({"kind": "evaluation", "settings": settings}))
+    write_checked(before / "evaluation.json", {"kind": "evaluation", "settings": settings})
     assert compare(before, after, drift=False).unverified == ("stop", "dtype")
 
 

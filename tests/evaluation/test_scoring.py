@@ -14,6 +14,7 @@ from slamkern.evaluation.scoring import (
     summarize,
     wilson_interval,
 )
+from slamkern.files import write_checked
 
 # gold, output, correct under the standard rule, correct under the strict rule
 CASES = [
@@ -89,8 +90,9 @@ def test_score_reads_a_file_alone_and_refuses_an_empty_one(tmp_path):
     path.write_text(json.dumps(line) + "\n")
     scores = score(path)
     assert scores.accuracy == {"sw": 100.0} and scores.prompt == scores.task == "unknown"
-    (tmp_path / "evaluation.json").write_text(
-        json.dumps({"kind": "evaluation", "settings": {"task": "mgsm", "prompt": "chat"}, "model": "m"})
+    write_checked(
+        tmp_path / "evaluation.json",
+        {"kind": "evaluation", "settings": {"task": "mgsm", "prompt": "chat"}, "model": "m"},
     )
     assert (score(path).task, score(path).prompt, score(path).model) == ("mgsm", "chat", "m")
     path.write_text("")
