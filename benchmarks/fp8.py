@@ -4,7 +4,7 @@ Both runs start from the same checkpoint (SmolLM2-135M where the package llm-smo
 of its shape), train the FFNs of the same layers and see the same batches of real translation pairs (of the embedded
 corpus where there are none). They take each step in turns. Compared are the losses of every step and the loss on held
 out pairs afterwards: of each run as it computes, and of the weights trained beside FP8 in the model's dtype, which is
-how they are used. On a CPU the FP8 products are emulated: the quantised values are the same, their sums are float32.
+how they are used. On a CPU the FP8 products are emulated: the quantized values are the same, their sums are float32.
 """
 
 import statistics

@@ -159,11 +159,11 @@ def training(stage: Stage) -> Iterator[Row]:
         if device in (here, "cuda"):
             goal = f"training step of {MODELS[device]}, real tokens/s of {ours} / {other}"
             found = _ratio(paces.get(other), paces.get(ours)) if device == here else None
-            note = _why_not(here, device, rows.get(ours), rows.get(other))
+            note = _absence(here, device, rows.get(ours), rows.get(other))
             yield row(goal, least, found, "x speed", "train", at_most=False, note=note)
     goal = f"training step of {MODELS['cuda']}, minimum FLOPs a second / rate of a large product"
     ours_here = rows.get("slamkern") if here == "cuda" else None
-    found, note = (ours_here or {}).get("useful_utilization"), _why_not(here, "cuda", ours_here)
+    found, note = (ours_here or {}).get("useful_utilization"), _absence(here, "cuda", ours_here)
     yield row(goal, 0.7, found, "share", "train", at_most=False, note=note)
     points = {
         row["variant"]: row
@@ -172,11 +172,11 @@ def training(stage: Stage) -> Iterator[Row]:
     }
     for variant, limit in (("slamkern", 24.0), ("slamkern_fp8", 16.0)):
         goal, point = f"training step of {MODELS['cuda']}, 4096 tokens, peak memory of {variant}", points.get(variant)
-        note = _why_not(here, "cuda", point)
+        note = _absence(here, "cuda", point)
         yield row(goal, limit, (point or {}).get("peak_gb"), "GB", "train", at_most=True, note=note)
 
 
-def _why_not(here: str, device: str, *needed: Row | None) -> str:
+def _absence(here: str, device: str, *needed: Row | None) -> str:
     """Why there is no number: another device is needed, or what the first absent one of the rows needed says."""
     if here != device:
         return "needs a CUDA device"
@@ -188,7 +188,7 @@ def gpu_kernels(stage: Stage) -> Iterator[Row]:
     rows = stage.rows_of("kernels")
     shapes = list(dict.fromkeys(r["shape"] for r in rows))
     here = stage.device.type == "cuda"
-    note = _why_not(stage.device.type, "cuda")
+    note = _absence(stage.device.type, "cuda")
     triton = "slamkern triton"
     for shape in shapes if here else ["every shape"]:
 

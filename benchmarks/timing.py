@@ -59,10 +59,10 @@ def interleaved(
         for offset in range(len(names)):
             name = names[(number + offset) % len(names)]
             times[name].append(timed(cases[name]))
-    return {name: summarise(values) for name, values in times.items()}
+    return {name: summarize(values) for name, values in times.items()}
 
 
-def summarise(values: list[float]) -> Timing:
+def summarize(values: list[float]) -> Timing:
     """The median and quartiles of times in milliseconds."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return Timing(median, low, high, len(values))

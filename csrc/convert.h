@@ -1,5 +1,5 @@
 // bfloat16 and float16 to and from float32, exact one way and rounded to nearest even the other, in integer code that
-// vectorises on every instruction set.
+// vectorizes on every instruction set.
 #pragma once
 
 #include "math.h"

@@ -1,4 +1,4 @@
-// The C ABI on an NVIDIA GPU. Every function launches on the given stream and returns: no synchronisation, no
+// The C ABI on an NVIDIA GPU. Every function launches on the given stream and returns: no synchronization, no
 // allocation, nothing read back, so it can be captured into a CUDA graph.
 #include <algorithm>
 #include <initializer_list>

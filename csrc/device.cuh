@@ -26,7 +26,7 @@ __device__ inline __half from_float<__half>(float x) {
   return __float2half_rn(x);
 }
 
-// VEC neighbouring elements, loaded and stored as one access of up to 16 bytes.
+// VEC neighboring elements, loaded and stored as one access of up to 16 bytes.
 template <class T, int VEC>
 struct alignas(sizeof(T) * VEC) Vector {
   T values[VEC];

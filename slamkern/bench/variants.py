@@ -64,7 +64,7 @@ class Variant:
         if self.engine == "slamkern_fp8":
             if device.type == "cpu":
                 return "FP8 is emulated on a CPU, so its speed means nothing (benchmarks.fp8 compares the losses)"
-            return fp8.why_not(device)
+            return fp8.unavailable_reason(device)
         liger = self.engine.startswith("liger")
         if liger and device.type != "cuda":
             return "Liger-Kernel needs a CUDA device"

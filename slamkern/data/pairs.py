@@ -8,7 +8,7 @@
     ``hf:owner/name`` a dataset of the Hugging Face hub with the fields of either JSON form
 
 Rows that are English on the source side teach nothing here, nor do rows with an empty side: both are dropped, counted
-and logged. Over-long rows are dropped at tokenisation (``packing``), where lengths are known.
+and logged. Over-long rows are dropped at tokenization (``packing``), where lengths are known.
 """
 
 import logging

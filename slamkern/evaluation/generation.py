@@ -1,7 +1,7 @@
 """Batched greedy decoding: prompts in, texts out, on any Hugging Face causal language model.
 
 The next token is always the most probable one: nothing of the model's generation config is used except its
-end-of-sequence tokens, so a repetition penalty or a temperature that a checkpoint ships cannot colour a score.
+end-of-sequence tokens, so a repetition penalty or a temperature that a checkpoint ships cannot color a score.
 Prompts run longest first (an out-of-memory shows in the first batch), left-padded, with the KV cache of
 ``transformers``; a batch ends when each of its rows has met an end-of-sequence token or a stop string. In float32
 the texts do not depend on the batching (up to exact ties); in bfloat16 a near tie can fall either way.

@@ -24,7 +24,7 @@ def swiglu_kernel(
     gate_ptr, up_ptr, hidden_ptr, tokens, neurons, gate_stride, up_stride, hidden_stride,
     ACTIVATION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    # A program owns BLOCK_T rows of one strip of BLOCK_N columns; neighbours own neighbouring strips of the same rows.
+    # A program owns BLOCK_T rows of one strip of BLOCK_N columns; neighbors own neighboring strips of the same rows.
     strips = tl.cdiv(neurons, BLOCK_N)
     program = tl.program_id(0)
     rows = (program // strips).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)

@@ -29,7 +29,7 @@ class Pages:
         self._waiting: list[mmap.mmap] = []  # the longest waiting first
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised contiguous CPU tensor; its storage cannot be resized."""
+        """An uninitialized contiguous CPU tensor; its storage cannot be resized."""
         bytes_needed = prod(shape) * dtype.itemsize
         block = self._fitting(bytes_needed) or self._fresh(bytes_needed)
         view = (ctypes.c_char * bytes_needed).from_buffer(block)
@@ -64,7 +64,7 @@ def _pages() -> Pages:
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised contiguous tensor, on a CPU in memory that has been used before where it is large."""
+    """An uninitialized contiguous tensor, on a CPU in memory that has been used before where it is large."""
     if device.type != "cpu" or prod(shape) * dtype.itemsize < LARGE_BYTES:
         return torch.empty(shape, dtype=dtype, device=device)
     return _pages().empty(shape, dtype)

@@ -1,6 +1,6 @@
 """The figures of a report, each a pure function from numbers to PNG bytes (matplotlib's Agg, imported when called).
 
-Matrices are (layers, languages). Colours: one blue for single-hue maps, orange for what was selected.
+Matrices are (layers, languages). Colors: one blue for single-hue maps, orange for what was selected.
 Only language codes are drawn, so no font beyond matplotlib's own is needed.
 """
 
@@ -109,16 +109,16 @@ def loss_curve(losses: Sequence[float]) -> bytes:
 
 
 def before_after(before: Mapping[str, float], after: Mapping[str, float], label: str, decimals: int = 2) -> bytes:
-    """Grouped bars per language: before in grey, after in blue, each with its value."""
+    """Grouped bars per language: before in gray, after in blue, each with its value."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
         languages = [code for code in before if code in after]
         figure, axes = _figure(max(4.6, 0.72 * len(languages) + 1.2), 2.6)
-        for offset, values, colour, name in ((-0.2, before, "#b0bac5", "before"), (0.2, after, BLUE, "after")):
+        for offset, values, color, name in ((-0.2, before, "#b0bac5", "before"), (0.2, after, BLUE, "after")):
             heights = [values[code] for code in languages]
             places = [index + offset for index in range(len(languages))]
-            bars = axes.bar(places, heights, width=0.38, color=colour, label=name)
+            bars = axes.bar(places, heights, width=0.38, color=color, label=name)
             axes.bar_label(bars, fmt=f"%.{decimals}f", fontsize=6.5, padding=1, color=INK)
         axes.set_xticks(range(len(languages)), languages)
         axes.tick_params(axis="x", length=0)

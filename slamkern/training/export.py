@@ -1,7 +1,7 @@
 """The whole model as a plain Hugging Face folder: config, weights, tokenizer, loadable without slamkern.
 
 Patched models keep their class and state_dict keys, so the export of one is that of its unpatched twin. Nothing is
-merged, quantised or cast.
+merged, quantized or cast.
 """
 
 import os

@@ -1,6 +1,6 @@
 """The frozen Linears of a model's layers in FP8 for a while, and the originals back afterwards, bit by bit.
 
-Quantised, once, are the weights that no gradient is wanted for: of attention in every layer, and of the FFN in every
+Quantized, once, are the weights that no gradient is wanted for: of attention in every layer, and of the FFN in every
 layer but those that train the weight itself. Embeddings, norms, the output head and everything that is trained stay as
 they are, and so does what is no ordinary Linear (see :func:`find`). On CUDA the originals move to host memory
 meanwhile: that is what saves memory, and why a state_dict still has them.
@@ -38,7 +38,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """What is in FP8: how many weights of how many elements, bytes in FP8 and before, and what stays as it is.
 
     bytes_transposed: of ``bytes``, those of the copies for the backward.
@@ -65,7 +65,7 @@ class Quantised:
         return "; ".join([text, *(f"{count} x {path} stay: {why}" for (path, why), count in groups.items())])
 
 
-def why_not(device: torch.device) -> str | None:
+def unavailable_reason(device: torch.device) -> str | None:
     """Why FP8 products do not run on a CUDA device; None where they do, and on a CPU, which emulates them."""
     if device.type == "cpu":
         return None
@@ -108,10 +108,10 @@ def find(model: nn.Module) -> list[Finding]:
 
 
 @contextmanager
-def frozen_in_fp8(model: nn.Module, *, backend: str = "auto", keep_transposed: bool = True) -> Iterator[Quantised]:
-    """Within the block the frozen Linears of the layers compute in FP8; yields what is quantised and what is not.
+def frozen_in_fp8(model: nn.Module, *, backend: str = "auto", keep_transposed: bool = True) -> Iterator[Quantized]:
+    """Within the block the frozen Linears of the layers compute in FP8; yields what is quantized and what is not.
 
-    Freeze the model first, and patch it first if it is to be patched. backend: of the quantisation (see patch_model).
+    Freeze the model first, and patch it first if it is to be patched. backend: of the quantization (see patch_model).
     keep_transposed: a second copy, so 2 bytes a value instead of 1, of weights above the lowest trained layer; without
     it every backward transposes them again.
     SlamkernError, with nothing changed, for a device or dtype without FP8 products and where nothing is frozen.
@@ -129,8 +129,8 @@ def frozen_in_fp8(model: nn.Module, *, backend: str = "auto", keep_transposed: b
             weight = found.module.weight
             device = originals.setdefault(weight, weight.device)
             keep = keep_transposed and _layer(found.path) > lowest
-            quantised = FP8Weight(weight.data.to(device), backend, keep_transposed=keep)
-            extend(found.module, FP8Linear, slamkern_fp8=quantised)
+            quantized = FP8Weight(weight.data.to(device), backend, keep_transposed=keep)
+            extend(found.module, FP8Linear, slamkern_fp8=quantized)
             if device.type != "cpu":
                 # Pinned: the copies there and back run at the rate of the bus.
                 away = torch.empty(weight.shape, dtype=weight.dtype, device="cpu", pin_memory=True)
@@ -151,8 +151,8 @@ def _check(findings: list[Finding], chosen: list[Finding]) -> None:
     for found in chosen:
         weight = found.module.weight
         if isinstance(found.module, FP8Linear):
-            raise SlamkernError(f"{found.path} is in FP8 already; quantise a model once")
-        if reason := why_not(weight.device):
+            raise SlamkernError(f"{found.path} is in FP8 already; quantize a model once")
+        if reason := unavailable_reason(weight.device):
             raise SlamkernError(f"{reason}; use frozen_precision 'model'")
         if weight.device.type == "cuda" and weight.dtype != torch.bfloat16:
             raise SlamkernError(f"{found.path} is {weight.dtype}; on a GPU FP8 needs a model in bfloat16")
@@ -168,9 +168,9 @@ def _lowest_trained_layer(model: nn.Module) -> float:
     return min(map(_layer, trained_parameters(model)), default=math.inf)
 
 
-def _summary(chosen: list[Finding], findings: list[Finding], emulated: bool) -> Quantised:
+def _summary(chosen: list[Finding], findings: list[Finding], emulated: bool) -> Quantized:
     weights: list[FP8Weight] = [found.module.slamkern_fp8 for found in chosen]  # type: ignore[misc]
-    return Quantised(
+    return Quantized(
         weights=len(chosen),
         elements=sum(weight.values.numel() for weight in weights),
         bytes=sum(tensor.nbytes for weight in weights for tensor in weight.tensors()),

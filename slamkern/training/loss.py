@@ -90,12 +90,12 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         for index in token_indices.split(chunk):
             target = targets[index, None]
             logits = head.logits(rows[index])
-            normaliser = logits.logsumexp(dim=-1, keepdim=True)
-            loss += (normaliser - logits.gather(1, target)).sum()
+            normalizer = logits.logsumexp(dim=-1, keepdim=True)
+            loss += (normalizer - logits.gather(1, target)).sum()
             if grad is None:
                 continue
-            dlogits = torch.exp(logits - normaliser)
-            dlogits.scatter_add_(1, target, torch.full_like(normaliser, -1.0))
+            dlogits = torch.exp(logits - normalizer)
+            dlogits.scatter_add_(1, target, torch.full_like(normalizer, -1.0))
             if head.softcap is not None:
                 dlogits *= 1 - (logits / head.softcap).square_()
             grad[index] = (dlogits * head.scale).to(head.weight.dtype) @ head.weight

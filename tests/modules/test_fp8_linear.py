@@ -39,7 +39,7 @@ def relative(actual, expected):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_quantised_rows_are_the_nearest_e4m3_numbers(dtype):
+def test_quantized_rows_are_the_nearest_e4m3_numbers(dtype):
     x = normal(7, 96, dtype=dtype, spread=4.0 if dtype != torch.float16 else 2.0)
     multiplier = normal(96, seed=1).abs()
     for scaled, arguments in ((x.double(), (x, None)), (x.double() * multiplier.double(), (x, multiplier))):
@@ -77,7 +77,7 @@ def test_opcheck():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48)])
 def test_forward_and_input_gradient_against_float64(dtype, shape):
-    """Against the weight as quantised the error is that of quantising one operand; against the original, of two."""
+    """Against the weight as quantized the error is that of quantizing one operand; against the original, of two."""
     out, width = shape
     stock, module = linear(out, width, dtype)
     x = normal(3, 11, width, dtype=dtype, seed=2).requires_grad_()
@@ -86,16 +86,16 @@ def test_forward_and_input_gradient_against_float64(dtype, shape):
     (dx,) = torch.autograd.grad(y, x, grad)
     assert y.dtype == dx.dtype == dtype and dx.shape == x.shape
     original, bias = stock.weight.double(), stock.bias.double()
-    quantised = module.slamkern_fp8.dequantized().double()
-    for weight, bound in ((quantised, 0.04), (original, 0.06)):
+    quantized = module.slamkern_fp8.dequantized().double()
+    for weight, bound in ((quantized, 0.04), (original, 0.06)):
         assert 0.005 < relative(y.detach() - stock.bias, x.detach().double() @ weight.T) < bound
         assert 0.005 < relative(dx, grad.double() @ weight) < bound
-    assert 0.01 < relative(quantised, original) < ROUNDING
+    assert 0.01 < relative(quantized, original) < ROUNDING
     # With operands that FP8 holds exactly nothing but the weight's own rounding is left.
     exact = torch.ones(4, width, dtype=dtype)
     (y,) = project(exact, (module.slamkern_fp8, None))
     floor = 2 * torch.finfo(dtype).eps
-    assert relative(y, exact.double() @ quantised.T) < floor
+    assert relative(y, exact.double() @ quantized.T) < floor
     assert bias.shape == (out,)
 
 

@@ -123,7 +123,7 @@ def test_what_is_no_decoder_or_fails_is_refused_not_raised(monkeypatch):
     assert model.config._attn_implementation == "eager"
 
 
-def test_a_sequence_does_not_see_its_neighbours():
+def test_a_sequence_does_not_see_its_neighbors():
     model = build("Llama", LLAMA)
     rows = examples((12, 20, 9))
     changed = [examples((12,), seed=7)[0], rows[1], examples((9,), seed=8)[0]]

@@ -1,4 +1,4 @@
-"""RMS norms: recognised by what they compute, equal to stock within rounding, and sparing with what they save."""
+"""RMS norms: recognized by what they compute, equal to stock within rounding, and sparing with what they save."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""Configuration: one set of defaults, overrides in order, and errors that name the key and its nearest neighbour."""
+"""Configuration: one set of defaults, overrides in order, and errors that name the key and its nearest neighbor."""
 
 from pathlib import Path
 

@@ -66,7 +66,7 @@ def tiny_model(family: str = "llama", seed: int = 0, **overrides: Any) -> Any:
     torch.manual_seed(seed)
     config = getattr(transformers, name)(**arguments | overrides)
     model = AutoModelForCausalLM.from_config(config).eval()
-    # The default initialisation is so small that an FFN hardly shows in the logits.
+    # The default initialization is so small that an FFN hardly shows in the logits.
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:

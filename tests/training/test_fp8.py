@@ -58,7 +58,7 @@ def backward(model):
     return loss.item(), gradients
 
 
-def test_which_weights_are_quantised_and_the_report_says_so():
+def test_which_weights_are_quantized_and_the_report_says_so():
     model = prepared()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     classes = [type(module) for module in model.modules()]
@@ -207,12 +207,12 @@ def test_mistakes_are_one_line(monkeypatch):
     trained = r"no frozen weight can be in FP8 \(model.layers.0.self_attn.q_proj: trained"
     with pytest.raises(SlamkernError, match=trained), frozen_in_fp8(model):
         pass
-    assert "CUDA devices, not on mps" in fp8.why_not(torch.device("mps"))
+    assert "CUDA devices, not on mps" in fp8.unavailable_reason(torch.device("mps"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A100")
-    assert fp8.why_not(torch.device("cuda")).endswith("8.9 or newer (Ada, Hopper); A100 has 8.0")
+    assert fp8.unavailable_reason(torch.device("cuda")).endswith("8.9 or newer (Ada, Hopper); A100 has 8.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
-    assert fp8.why_not(torch.device("cuda")) is None
+    assert fp8.unavailable_reason(torch.device("cuda")) is None
 
 
 @pytest.mark.cuda
