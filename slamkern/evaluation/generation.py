@@ -2,21 +2,23 @@
 
 The next token is always the most probable one: nothing of the model's generation config is used except its
 end-of-sequence tokens, so a repetition penalty or a temperature that a checkpoint ships cannot color a score.
-Prompts run longest first (an out-of-memory shows in the first batch), left-padded, with the KV cache of
-``transformers``; a batch ends when each of its rows has met an end-of-sequence token or a stop string. In float32
-the texts do not depend on the batching (up to exact ties); in bfloat16 a near tie can fall either way.
+Prompts run longest first (an out-of-memory shows at once). A row that meets an end-of-sequence token or a stop string
+leaves and the next prompt takes its place (``decoding``); models that remember more than keys and values go batch by
+batch through their own ``generate``. In float32 the texts do not depend on the batching (up to exact ties); in bfloat16
+a near tie can fall either way.
 
 It does not sample, does not search beams, and does not move the model between devices.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from slamkern.data.prompts import encode_prompts
 from slamkern.errors import SlamkernError
+from slamkern.evaluation.decoding import Decoder, can_decode
+from slamkern.modules.eval_mode import eval_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,9 +35,9 @@ def generate(
     stop: Sequence[str] = (),
     names: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Yield ``(index into prompts, generated text)`` for every prompt, as the batches finish.
+    """Yield ``(index into prompts, generated text)`` for every prompt, as they finish.
 
-    A batch holds as many rows as fit ``batch_tokens`` cache positions, a row taking the batch's longest prompt plus
+    As many rows run at once as fit ``batch_tokens`` cache positions, a row taking the longest prompt plus
     ``max_new_tokens`` (one row always fits), and at most ``batch_size`` rows. The text excludes the prompt, special
     tokens, and everything from the first stop string on. ``names`` (default: positions) name prompts in errors.
 
@@ -51,11 +53,31 @@ def generate(
     rows = encode_prompts(list(prompts), tokenizer)
     _check_lengths(model, rows, max_new_tokens, names if names is not None else [f"#{i}" for i in range(len(rows))])
     ends = end_tokens(model, tokenizer)
-    for batch in plan_batches([len(row) + max_new_tokens for row in rows], batch_tokens, batch_size):
-        with evaluating(model):  # a batch at a time: the caller runs between the yields, in the modes it chose
-            new_tokens = _decode_batch(model, tokenizer, [rows[i] for i in batch], ends, max_new_tokens, stop)
-        for index, tokens in zip(batch, new_tokens, strict=True):
-            yield index, _text(tokenizer, tokens, ends, stop)
+    lengths = [len(row) + max_new_tokens for row in rows]
+    batches = plan_batches(lengths, batch_tokens, batch_size)
+    if not can_decode(model):
+        for batch in batches:
+            with eval_mode(model):
+                new_tokens = _decode_batch(model, tokenizer, [rows[i] for i in batch], ends, max_new_tokens, stop)
+            for index, tokens in zip(batch, new_tokens, strict=True):
+                yield index, _text(tokenizer, tokens, ends, stop)
+        return
+    order = [index for batch in batches for index in batch]
+    stops = _Stops(tokenizer, stop)
+    decoder = Decoder(
+        model,
+        [rows[index] for index in order],
+        rows=len(batches[0]) if batches else 0,
+        max_new_tokens=max_new_tokens,
+        finished=lambda tokens: tokens[-1] in ends or stops.met(tokens),
+    )
+    while True:
+        with eval_mode(model):  # until a row is done: the caller runs between the yields, in the modes it chose
+            done = decoder.run()
+        if not done:
+            return
+        for position, tokens in done:
+            yield order[position], _text(tokenizer, tokens, ends, stop)
 
 
 def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -76,19 +98,6 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, batch_size: int | No
                 continue
         batches.append([index])
     return batches
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _check_lengths(
@@ -132,7 +141,7 @@ def _decode_batch(
             input_ids=input_ids,
             attention_mask=mask,
             generation_config=greedy,
-            stopping_criteria=[_StopStrings(tokenizer, stop, width)] if stop else None,
+            stopping_criteria=[_Stops(tokenizer, stop, width)] if stop else None,
         )
     finally:
         model.generation_config = own
@@ -140,22 +149,25 @@ def _decode_batch(
     return new_tokens
 
 
-class _StopStrings:
-    """Stopping criterion of ``transformers``: which rows hold a stop string in what they generated.
+class _Stops:
+    """Which texts hold a stop string in what was generated of them; also a stopping criterion of ``transformers``.
 
     The class of the same purpose in ``transformers`` also matches across the end of the prompt, which would end an
     answer that begins with a line break after a prompt that ends with one.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str], prompt_width: int) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str], prompt_width: int = 0) -> None:
         self.tokenizer, self.stop, self.prompt_width = tokenizer, tuple(stop), prompt_width
         # A token is at least a byte of text; the slack is for special tokens and a cut character at the edge.
-        self.tail = max(len(text.encode()) for text in stop) + 8
+        self.tail = max((len(text.encode()) for text in stop), default=0) + 8
+
+    def met(self, tokens: list[int]) -> bool:
+        text = _plain(self.tokenizer, tokens[-self.tail :]) if self.stop else ""
+        return any(s in text for s in self.stop)
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
-        tails = input_ids[:, self.prompt_width :][:, -self.tail :].tolist()
-        texts = [_plain(self.tokenizer, tail) for tail in tails]
-        return torch.tensor([any(s in text for s in self.stop) for text in texts], device=input_ids.device)
+        rows = input_ids[:, self.prompt_width :].tolist()
+        return torch.tensor([self.met(row) for row in rows], device=input_ids.device)
 
 
 def _text(tokenizer: "PreTrainedTokenizerBase", tokens: list[int], ends: Sequence[int], stop: Sequence[str]) -> str:
