@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from benchmarks import alignment_table
 from benchmarks.providers import PROVIDERS
 from benchmarks.results import Row
 from benchmarks.stage import cell
@@ -79,9 +80,17 @@ def _fp8(rows: Sequence[Row]) -> str:
     )  # fmt: skip
 
 
+def _alignment(rows: Sequence[Row]) -> str:
+    """One line a recipe: accuracy in percent (questions gained and lost against the base model) per language."""
+    names = alignment_table.columns(rows)
+    flat = [alignment_table.flat(row) for row in rows]
+    return markdown(names, ([line.get(name) for name in names] for line in flat))
+
+
 # name -> (stage, what makes a table of its rows)
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyType(
     {
+        "alignment": ("alignment", _alignment),
         "kernels": ("kernels", lambda rows: _kernels(rows, "Llama-2-7B")),
         "kernels-small": ("kernels", lambda rows: _kernels(rows, "SmolLM2-135M")),
         "ceilings": (

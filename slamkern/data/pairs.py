@@ -31,7 +31,11 @@ CORPUS_PROBLEMS = 1000
 
 @dataclass(frozen=True)
 class Pair:
-    """One text in two languages (ISO 639-1 codes). ``kind`` is ``question`` or ``answer``."""
+    """One text in two languages (ISO 639-1 codes). ``kind`` is ``question`` or ``answer``.
+
+    The kind ``response`` is no translation: ``source`` is a question and ``target`` is the reply to learn. Only code
+    makes such pairs; files do not hold them.
+    """
 
     source: str
     target: str

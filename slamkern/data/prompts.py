@@ -44,7 +44,9 @@ class Prompt:
     tokenizer: Any = field(default=None, repr=False, compare=False)
 
     def translation(self, pair: Pair) -> tuple[str, str]:
-        """Prompt text and response text of one translation example."""
+        """Prompt text and response text of one example: a translation, or a question with what to reply to it."""
+        if pair.kind == "response":
+            return self.question(pair.source, pair.target_language), pair.target
         source, target = language(pair.source_language), language(pair.target_language)
         instruction = f"Translate the following sentences from {source.name} to {target.name}. {pair.source}"
         return self._render(instruction, target.name), pair.target
