@@ -53,7 +53,9 @@ def test_costs_are_told_apart(rows):
     # Recomputing costs more, freezing less, packing less again, logits for the supervised rows least.
     chain = ("full_checkpointed", "full", "hf_freeze", "hf_freeze_packed", "slamkern")
     assert [flops[name] for name in chain] == sorted((flops[name] for name in chain), reverse=True)
-    assert rows["slamkern"]["flops_vs_minimum"] == pytest.approx(1, abs=0.02)
+    # The last FFN also computes the tokens that nobody supervises: at most six products of 64 x 160 a token more.
+    minimum = flops["slamkern"] / rows["slamkern"]["flops_vs_minimum"]
+    assert minimum <= flops["slamkern"] <= 1.02 * minimum + 6 * 2 * 64 * 160 / 1e9
     assert rows["hf_freeze_grouped"]["padding_share"] < rows["hf_freeze"]["padding_share"]
     assert rows["slamkern"]["padding_share"] == rows["hf_freeze_packed"]["padding_share"] == 0
     assert rows["authors"]["peak_memory_bytes"] < rows["hf_freeze"]["peak_memory_bytes"]

@@ -1,6 +1,7 @@
 """Evaluation end to end on a tiny model: same answers however batched, resumable, never mixed with another run."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,21 @@ def test_result_does_not_depend_on_batching_or_on_files(model, tokenizer, tmp_pa
 
 
 def test_a_killed_run_resumes_with_the_unfinished_questions_only(model, tokenizer, tmp_path, monkeypatch):
-    expected = run(model, tokenizer, out=tmp_path)
-    path = tmp_path / "predictions.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:3]) + lines[3][:25])  # killed while the fourth line was being written
+    expected = run(model, tokenizer, out=tmp_path / "whole")
+    lines = (tmp_path / "whole/predictions.jsonl").read_bytes().splitlines(keepends=True)
     asked = []
     generate = accuracy.generate
+
+    def killed(*arguments, **options):
+        yield from islice(generate(*arguments, **options), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accuracy, "generate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tokenizer, out=tmp_path)
+    path = tmp_path / "predictions.jsonl"
+    with path.open("ab") as file:
+        file.write(lines[3][:25])  # killed while the fourth line was being written
 
     def counted(model, tokenizer, prompts, **options):
         asked.extend(options["names"])

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from support.kernel_checks import ACTIVATIONS, DEVICE
+from support.kernel_checks import DEVICE
 
 pytest.importorskip("triton")
 from slamkern import kernels
-from slamkern.ops import reference
+from slamkern.ops import ACTIVATIONS, reference
 
 INF, NAN = float("inf"), float("nan")
 EXTREMES = [INF, -INF, NAN, 3e38, -3e38, 1e13, -1e13, 100.0, -100.0, 1e-40, -1e-40, 0.0, -0.0]
@@ -53,6 +53,10 @@ def test_extremes(activation):
     expected = reference.activate(x.double(), activation).float()
     torch.testing.assert_close(forward(x, activation), expected, equal_nan=True, rtol=1e-6, atol=1e-35)
     actual, usual = slope(x, activation), x[x.isfinite()]
+    if activation == "relu2":
+        assert actual[:2].tolist() == [INF, 0] and actual[2].isnan()
+        assert torch.equal(actual[x.isfinite()], 2 * usual.clamp(min=0))
+        return
     # torch's own derivative is NaN at infinity; the limits are 1 and 0.
     assert actual[:2].tolist() == pytest.approx([1, 0], abs=1e-30)
     assert actual[2].isnan() or activation == "relu"
