@@ -164,7 +164,8 @@ def ask(study: Study, name: str, part: int, parts: int) -> None:
     cell, folder = study.cell(name), study.folder / "cells" / name
     model, tokenizer = changed(study, cell, name)
     prompt = get_prompt(study.settings["prompt"], tokenizer)
-    asked = replace(prompt, question_suffix=cell["reply_start"]) if cell["reply_start"] else prompt
+    start = cell.get("reply_start", "")
+    asked = replace(prompt, question_suffix=start) if start else prompt
     if part == 0 and not (folder / "losses.json").exists():
         pairs = [
             Pair(study.questions(code)[i], study.questions("en")[i], code)

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from support import tiny_causal_lm
 from support.tiny_models import tiny_model
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -122,3 +123,19 @@ def test_models_that_remember_otherwise_are_told_apart():
 
     config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
     assert not can_decode(MambaForCausalLM(config))
+
+
+def test_the_benchmark_compares_texts_and_processor_time(tmp_path):
+    from benchmarks import generation, results
+
+    tiny_causal_lm.tiny_model().save_pretrained(tmp_path / "tiny")
+    tiny_causal_lm.tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    options = ["--model", str(tmp_path / "tiny"), "--device", "cpu", "--dry-run", "--results", str(tmp_path)]
+    assert generation.main(options) == 0
+    rows = results.rows_of(torch.device("cpu"), "generation", tmp_path)
+    assert [(row["provider"], row["rows"], row["dtype"]) for row in rows] == [
+        ("slamkern", 48, "float32"), ("slamkern", 16, "float32"), ("generate", 16, "float32"),
+        ("generate", 1, "float32"), ("slamkern", 48, "bfloat16"), ("slamkern", 16, "bfloat16"),
+    ]  # fmt: skip
+    assert all(row["differ"] == 0 for row in rows[:3])
+    assert all(row["x generate 16"] > 0 and row["x generate 1"] > 0 for row in rows)
