@@ -19,7 +19,7 @@ from torch import Tensor
 
 from slamkern.errors import SlamkernError
 from slamkern.kernels import ACTIVATIONS, OBSERVABLES
-from slamkern.ops import caching_allocator, reference
+from slamkern.ops import reference
 from slamkern.ops.moments import StatsTensors, merge_moments_
 from slamkern.ops.reference import quantize_rows, rms_norm, rms_norm_backward
 
@@ -94,6 +94,11 @@ def _library(device_type: str) -> ctypes.CDLL:
     return library
 
 
+def _empty_like(x: Tensor) -> Tensor:
+    """Contiguous, which ``torch.empty_like`` of a slice is not."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
 def _dtype(gate: Tensor) -> int:
     code = _DTYPES.get(gate.dtype)
     if code is None:
@@ -126,7 +131,7 @@ def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
     if activation not in _ACTIVATIONS:
         return reference.swiglu(gate, up, activation)
     dtype, (tokens, neurons) = _dtype(gate), gate.shape
-    hidden = caching_allocator.empty_like(gate)
+    hidden = _empty_like(gate)
     function = _library(gate.device.type).slamkern_swiglu
     outputs = (hidden.data_ptr(), neurons)
     _run(gate, function, *_rows(gate), *_rows(up), *outputs, tokens, neurons, dtype, _ACTIVATIONS[activation])
@@ -155,14 +160,14 @@ def swiglu_stats(
             f"language_ids is {tuple(language_ids.shape)} {language_ids.dtype}; expected ({tokens},) int32"
         )
     library, ids = _library(device.type), language_ids.contiguous()
-    hidden = caching_allocator.empty_like(gate)
+    hidden = _empty_like(gate)
     count = torch.empty(num_languages, dtype=torch.int64, device=device)
     # Outputs of an op may not share storage, so mean and m2 are two allocations.
     shape = (num_languages, neurons)
-    mean, m2 = (caching_allocator.empty(shape, torch.float64, device) for _ in range(2))
-    active = caching_allocator.empty(shape, torch.int64, device)
+    mean, m2 = (torch.empty(shape, dtype=torch.float64, device=device) for _ in range(2))
+    active = torch.empty(shape, dtype=torch.int64, device=device)
     bytes_needed = library.slamkern_stats_workspace(tokens, neurons, num_languages)
-    workspace = caching_allocator.empty((bytes_needed,), torch.uint8, device)
+    workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=device)
     _run(
         gate,
         library.slamkern_swiglu_stats,
@@ -195,7 +200,7 @@ def swiglu_backward(
         return reference.swiglu_backward(grad_hidden, gate, up, activation, need_hidden, need_gate)
     dtype, (tokens, neurons) = _dtype(gate), gate.shape
     grad_gate, grad_up, hidden = (
-        caching_allocator.empty_like(gate) if needed else None for needed in (need_gate, up is not None, need_hidden)
+        _empty_like(gate) if needed else None for needed in (need_gate, up is not None, need_hidden)
     )
     _run(
         gate,
