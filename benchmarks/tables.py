@@ -123,6 +123,20 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
                 ("absent because", "absent"),
             ),
         ),
+        "generation": (
+            "generation",
+            _columns(
+                ("provider", "provider"),
+                ("model", "model"),
+                ("dtype", "dtype"),
+                ("rows", "rows"),
+                ("answers", "answers"),
+                ("tokens / processor s", "tokens/processor s"),
+                ("against batches of 16", "x generate 16"),
+                ("against one by one", "x generate 1"),
+                ("texts that differ", "differ"),
+            ),
+        ),
         "goals": ("goals", _goals),
         "fp8": ("fp8", _fp8),
         "scaling": (
