@@ -104,3 +104,24 @@ def test_a_prompt_without_room_is_refused_by_name_before_any_work(model, tokeniz
 def test_options_that_make_no_sense_are_refused(model, tokenizer, options):
     with pytest.raises(SlamkernError):
         texts(model, tokenizer, **options)
+
+
+def test_a_model_without_keys_and_values_goes_through_its_own_generate(tokenizer):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    config = MambaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4, tie_word_embeddings=False
+    )
+    model = MambaForCausalLM(config).eval()
+    with torch.no_grad():
+        for weight in (model.backbone.embeddings.weight, model.lm_head.weight):
+            torch.nn.init.normal_(weight)
+    expected = {
+        i: tokenizer.decode(argmax_loop(model, tokenizer, prompt, 12), skip_special_tokens=True)
+        for i, prompt in enumerate(PROMPTS)
+    }
+    assert len(set(expected.values())) == len(PROMPTS) - 1  # the last tokens of the first two are one question mark
+    assert texts(model, tokenizer, batch_size=1) == expected
+    cut = expected[0][3:6]
+    assert texts(model, tokenizer, PROMPTS[:1], stop=[cut]) == {0: expected[0][: expected[0].find(cut)]}
