@@ -113,8 +113,14 @@ def test_one_query_for_many_heads_is_the_attention_of_copied_keys():
 
 def test_the_attention_of_the_model_is_its_own_again_afterwards():
     model = tiny_model()
-    with grouped_attention(model):
-        assert model.config._attn_implementation == decoding.NAME
+
+    def fails_inside():
+        with grouped_attention(model):
+            assert model.config._attn_implementation == decoding.NAME
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails_inside()
     assert model.config._attn_implementation == "sdpa"
 
 
