@@ -84,13 +84,13 @@ def check_packing(model: Any, batch: Mapping[str, Any]) -> None:
     # The other arguments as they came, an attention mask above all: it is what makes other packing wrong.
     options = {name: value for name, value in batch.items() if name in ("attention_mask", "token_type_ids")}
     options = {name: value[:, :end] for name, value in options.items() if isinstance(value, Tensor)}
-    with eval_mode(model):
+    with eval_mode(model), _Precision(inner) as precision:
         packed = model(input_ids=ids[:, :end], use_cache=False, **packing, **options).logits[0].float()
         parts = [ids[:, :first], ids[:, first:end]]
         alone = torch.cat([model(input_ids=part, use_cache=False).logits[0] for part in parts]).float()
     error, size = float((packed - alone).norm()), float(alone.norm())
     # Four digits in float32, which a leak is far above; half precision has two.
-    if not error <= (1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05) * size:
+    if not error <= (0.05 if precision.is_half else 1e-4) * size:
         raise SlamkernError(
             f"packed sequences differ from the same ones alone by {error / size:.2g} of their logits: they see each"
             " other or miss their positions; load the model with attn_implementation="
@@ -114,13 +114,30 @@ def check_normalization(
     divisor = counted if items is None else items
     if items is not None and (items < counted or (whole_step and items > labeled)):
         raise SlamkernError(f"the loss is divided by {items} tokens, but {counted} of the batch have one")
-    with eval_mode(model):
+    with eval_mode(model), _Precision(getattr(model, "module", model)) as precision:
         logits = model(**inputs | {"use_cache": False}).logits[:, :-1].flatten(0, 1)
         total = float(F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum"))
     expected = total / max(1, divisor)
-    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.02
-    if not abs(loss - expected) <= tolerance * max(abs(expected), 1e-6):
+    if not abs(loss - expected) <= (0.02 if precision.is_half else 1e-3) * max(abs(expected), 1e-6):
         raise SlamkernError(
             f"the loss of the first batch is {loss:.6g}, but its {counted} tokens with a label have {total:.6g} in sum,"
             f" over {divisor} is {expected:.6g}: it is normalized by something else"
         )
+
+
+class _Precision:
+    """Whether the output head computed in half precision inside the block: its weights, or autocast over float32."""
+
+    def __init__(self, model: Any) -> None:
+        self.is_half = False
+        self._head = model.get_output_embeddings()
+
+    def __enter__(self) -> "_Precision":
+        self._hook = self._head.register_forward_hook(self._see)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _see(self, module: Any, args: Any, logits: Tensor) -> None:
+        self.is_half |= logits.element_size() < 4

@@ -60,6 +60,12 @@ class SlamCallback(TrainerCallback):
             raise SlamkernError("give SlamCallback to the trainer when it is made: callbacks=[SlamCallback(selection)]")
         self._check(model)
         trained = {id(parameter) for parameter in trained_parameters(model).values()}
+        if narrow := next((p.dtype for p in trained_parameters(model).values() if p.element_size() < 4), None):
+            _log.warning(
+                "the trained tensors are %s and a Trainer keeps no float32 masters: updates of less than half a"
+                " rounding are lost; load the model in float32 (bf16=True still computes in bfloat16)",
+                str(narrow).removeprefix("torch."),
+            )
         groups = getattr(optimizer, "param_groups", [])
         if groups and {id(parameter) for group in groups for parameter in group["params"]} != trained:
             raise SlamkernError("the optimizer was made before SlamCallback froze the model; let the trainer make it")

@@ -94,7 +94,9 @@ def packing_error(model: Any) -> str | None:
         return f"get_decoder() of {type(model).__name__} is a {name}, not a transformers decoder"
     device = next(decoder.parameters()).device
     before = decoder.config._attn_implementation
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), eval_mode(model):
+    random_state = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    # The weights as they are: autocast rounds where the check knows of no rounding.
+    with random_state, torch.autocast(device.type, enabled=False), eval_mode(model):
         try:
             return _compare(decoder, device)
         except SlamkernError as error:

@@ -34,6 +34,18 @@ def test_packing(model, borders):
         check_packing(model, batch | {"labels": batch["input_ids"]})
 
 
+def test_half_precision_by_autocast_is_rounding_and_no_leak(model):
+    batch = DataCollatorWithFlattening()(ROWS)
+    rounded = model.lm_head.register_forward_hook(
+        lambda module, args, output: output * (1 + float(torch.randn(())) / 128)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        check_packing(model, batch)
+    with pytest.raises(SlamkernError, match="differ from the same ones alone"):
+        check_packing(model, batch)
+    rounded.remove()
+
+
 def test_a_model_that_cannot_be_packed_is_refused_by_name_too(model):
     model.model.layers[1].mlp.register_forward_hook(lambda module, args, output: output + output.roll(1, dims=1))
     with pytest.raises(SlamkernError, match="cannot be packed: a packed sequence of LlamaModel sees the one before"):

@@ -117,6 +117,11 @@ def test_a_frozen_weight_that_something_else_changes_is_found(tmp_path):
         trainer.train()
 
 
+def test_updates_that_bfloat16_would_lose_are_told(tmp_path, caplog):
+    trainer_of(packed_model().bfloat16(), tmp_path, [SlamCallback(SELECTION)], save_strategy="no").train()
+    assert "the trained tensors are bfloat16 and a Trainer keeps no float32 masters" in caplog.text
+
+
 def test_packing_that_leaks_is_refused_at_the_first_batch(tmp_path):
     model = tiny_model()
     model.set_attn_implementation("eager")
