@@ -20,7 +20,7 @@ from slamkern.pipeline.sections import RunConfig
 from slamkern.pipeline.stages import alignment_pairs, probe_texts
 from slamkern.selection.layers import LayerSelection, choose_before_probe
 from slamkern.selection.trainable import apply_selection
-from slamkern.training.batches import plan_steps, tokenize
+from slamkern.training.batches import StepPlan, tokenize
 from slamkern.training.checkpoint import KEPT
 from slamkern.training.footprint import gigabytes
 from slamkern.training.shape_memory import shape_footprint
@@ -75,8 +75,8 @@ class Plan:
         examples = tokenize(pairs, self.tokenizer, config, context=context)
         lengths = [len(example.input_ids) for example in examples]
         supervised = [sum(label != IGNORE for label in example.labels) for example in examples]
-        steps = [[index for batch in step for index in batch] for step in plan_steps(lengths, config)]
-        largest = max(sum(lengths[index] for index in batch) for step in plan_steps(lengths, config) for batch in step)
+        steps = [[index for batch in step for index in batch] for step in StepPlan(lengths, config)]
+        largest = max(sum(lengths[index] for index in batch) for step in StepPlan(lengths, config) for batch in step)
         trained = sum(entry.parameter.numel() for entry in apply_selection(self.model, layers, section.projections))
         share = 100 * trained / self.parameters
         which = ", ".join(map(str, layers)) + ("" if selection is not None else " (or others, as the probe says)")

@@ -5,15 +5,17 @@ checkpoint needs to know about the data.
 """
 
 import logging
+from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from slamkern.data.packing import IGNORE, Example, collate, pack_plan, pad_plan, padded_batch
+from slamkern.data.packing import IGNORE, Example, PackPlan, collate, pack_plan, pad_plan, padded_batch
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import get_prompt
+from slamkern.data.rows import Rows
 from slamkern.data.tokenization import tokenize_pairs
 from slamkern.errors import SlamkernError
 from slamkern.modules.eval_mode import eval_mode
@@ -27,16 +29,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def plan_steps(lengths: Sequence[int], config: TrainConfig) -> list[list[list[int]]]:
-    """Every step of a run: its micro-batches, each a list of example indices. A step never spans two epochs."""
-    steps: list[list[list[int]]] = []
-    epoch = 0
-    while epoch < config.num_train_epochs if config.max_steps is None else len(steps) < config.max_steps:
-        batches = pack_plan(lengths, config.tokens_per_batch, config.seed, epoch)
-        size = config.gradient_accumulation_steps
-        steps += [batches[first : first + size] for first in range(0, len(batches), size)]
-        epoch += 1
-    return steps[: config.max_steps]
+class StepPlan(Rows[list[list[int]]]):
+    """Every step of a run: its micro-batches, each a list of example indices. A step never spans two epochs.
+
+    A pure function of its arguments, so the same for every number of processes: they share out a step's micro-batches.
+    """
+
+    def __init__(self, lengths: Sequence[int], config: TrainConfig) -> None:
+        self._size = config.gradient_accumulation_steps
+        self._epochs: list[PackPlan] = []
+        self._ends: list[int] = []  # steps up to the end of each epoch
+        steps = 0
+        while len(self._epochs) < config.num_train_epochs if config.max_steps is None else steps < config.max_steps:
+            self._epochs.append(pack_plan(lengths, config.tokens_per_batch, config.seed, len(self._epochs)))
+            steps += -(-len(self._epochs[-1]) // self._size)
+            self._ends.append(steps)
+        self._steps = min(steps, config.max_steps or steps)
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def row(self, index: int) -> list[list[int]]:
+        epoch = bisect_right(self._ends, index)
+        first = (index - (self._ends[epoch - 1] if epoch else 0)) * self._size
+        return self._epochs[epoch][first : first + self._size]
 
 
 def tokenize(
@@ -82,6 +98,7 @@ def mean_loss(
     if packing is None:
         packing = supports_packing(model) is None
     lengths = [len(example.input_ids) for example in examples]
+    plan: Sequence[list[int]]
     if packing:
         plan = pack_plan(lengths, max(tokens_per_batch, *lengths), seed=0, epoch=0)
     else:

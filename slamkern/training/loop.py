@@ -29,7 +29,7 @@ from slamkern.run_folder import RunFolder
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
 from slamkern.training.accumulate import Accumulator, peak_memory, reset_peak_memory
-from slamkern.training.batches import mean_loss, padded_positions, plan_steps, supervised_tokens, tokenize
+from slamkern.training.batches import StepPlan, mean_loss, padded_positions, supervised_tokens, tokenize
 from slamkern.training.checkpoint import (
     cuda_devices,
     list_checkpoints,
@@ -91,7 +91,7 @@ def train(
         examples = tokenize(pairs, tokenizer, config, context=context)
         unseen = tokenize(held_out, tokenizer, config, context=context) if held_out else []
         lengths = [len(example.input_ids) for example in examples]
-        steps = plan_steps(lengths, config)
+        steps = StepPlan(lengths, config)
         frozen = frozen_digests(model, trained_parts(model))
         settings = run_settings(model, examples, unseen, asdict(config), frozen)
         notes = {

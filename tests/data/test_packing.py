@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from slamkern.data import packing
 from slamkern.data.packing import IGNORE, Example, collate, pack_plan, pad_plan, padded_batch
 from slamkern.data.pairs import load_pairs
 from slamkern.errors import SlamkernError
@@ -29,6 +30,19 @@ def test_the_plan_holds_every_example_once_within_the_budget_and_is_a_function_o
     assert plan == pack_plan(lengths, 2048, seed=3, epoch=1)
     assert plan != pack_plan(lengths, 2048, seed=3, epoch=2)
     assert plan != pack_plan(lengths, 2048, seed=4, epoch=1)
+
+
+def test_few_open_batches_pack_almost_as_tightly(monkeypatch):
+    draw = random.Random(0)
+    lengths = [draw.randint(20, 400) for _ in range(4000)]
+    every = pack_plan(lengths, 2048, seed=0, epoch=0)
+    monkeypatch.setattr(packing, "OPEN", 4)
+    few = pack_plan(lengths, 2048, seed=0, epoch=0)
+    assert few != every
+    assert sorted(index for batch in few for index in batch) == list(range(len(lengths)))
+    assert max(sum(lengths[index] for index in batch) for batch in few) <= 2048
+    assert len(few) <= 1.02 * len(every)
+    assert few[-1] == list(few)[-1] and few[:2] == [few[0], few[1]]
 
 
 def test_languages_mix_although_their_lengths_differ():

@@ -11,7 +11,7 @@ from slamkern import patch_model
 from slamkern.errors import SlamkernError
 from slamkern.selection.layers import LayerSelection
 from slamkern.training import checkpoint
-from slamkern.training.batches import plan_steps
+from slamkern.training.batches import StepPlan
 from slamkern.training.checkpoint import list_checkpoints, load_delta
 
 
@@ -51,7 +51,7 @@ def test_loss_is_the_mean_over_the_supervised_tokens_of_the_model_itself(fit, ti
     from slamkern.training.batches import tokenize
 
     examples = tokenize(PAIRS, tiny_tokenizer, CONFIG)
-    plan = plan_steps([len(example.input_ids) for example in examples], CONFIG)
+    plan = StepPlan([len(example.input_ids) for example in examples], CONFIG)
     total, count, model = 0.0, 0, tiny_model()
     for index in (index for batch in plan[0] for index in batch):
         example = examples[index]
@@ -170,7 +170,7 @@ def test_recipe_refuses_choices_that_do_not_exist(changes, words):
 
 def test_max_steps_runs_as_many_epochs_as_it_takes():
     lengths = [20] * 10
-    assert len(plan_steps(lengths, replace(CONFIG, max_steps=11))) == 11
-    epochs = plan_steps(lengths, CONFIG)
+    assert len(StepPlan(lengths, replace(CONFIG, max_steps=11))) == 11
+    epochs = StepPlan(lengths, CONFIG)
     assert [len(step) for step in epochs] == [2, 2, 1, 2, 2, 1]  # a step never spans two epochs
     assert sorted(index for step in epochs[:3] for batch in step for index in batch) == list(range(10))
