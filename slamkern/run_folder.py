@@ -28,16 +28,26 @@ class RunFolder:
     """Context manager: from entering to leaving, no other process works in the folder.
 
     kind: "pipeline", "training" or "evaluation". record: the name of its record. results: globs of the files that say
-    that work has begun. ``settings`` are those of the record found, and those claimed afterwards; ``notes`` are the
-    other values of the record. A folder in which nothing was written is removed at the end if it was not there before.
+    that work has begun. inside: folders in it that have no record of their own. ``settings`` are those of the record
+    found, and those claimed afterwards; ``notes`` are the other values of the record. A folder in which nothing was
+    written is removed at the end if it was not there before.
     """
 
-    def __init__(self, path: str | Path, kind: str, *, record: str = "run.json", results: Sequence[str] = ("*",)):
+    def __init__(
+        self,
+        path: str | Path,
+        kind: str,
+        *,
+        record: str = "run.json",
+        results: Sequence[str] = ("*",),
+        inside: Sequence[str] = (),
+    ):
         self.path, self.kind = Path(path), kind
         self.record = self.path / record
         self.settings: dict[str, Any] = {}
         self.notes: dict[str, Any] = {}
         self._results = results
+        self._folders = [self.path, *(self.path / name for name in inside)]
         self._lock = FileLock(self.path / LOCK, timeout=0)
         self._new = False
 
@@ -93,7 +103,7 @@ class RunFolder:
         if found is None:
             self.notes = {}
         self.settings = wanted
-        for path in [*self.path.glob(f".*{TEMPORARY}")]:
+        for path in [path for folder in self._folders for path in folder.glob(f".*{TEMPORARY}")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def save(self) -> None:

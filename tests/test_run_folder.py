@@ -86,8 +86,13 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     begin(tmp_path)
     (tmp_path / ".checkpoint-3.x.tmp").mkdir()
     (tmp_path / ".run.json.x.tmp").write_text("{")
-    begin(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["result", "run.json"]
+    for name in ("figures", "notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".loss.png.x.tmp").touch()
+    with RunFolder(tmp_path, "pipeline", inside=["figures", "evaluation"]) as folder:
+        folder.claim(SETTINGS)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == ["figures", "notes", "notes/.loss.png.x.tmp", "result", "run.json"]
 
 
 HOLD = """

@@ -47,7 +47,7 @@ class Run:
     @contextmanager
     def claim(cls, config: RunConfig, out: str | Path) -> Iterator["Run"]:
         """Hold ``out`` for this configuration: new, empty, or its own from before; anything else is refused."""
-        with RunFolder(out, "pipeline") as folder:
+        with RunFolder(out, "pipeline", inside=("evaluation", "figures")) as folder:
             folder.claim(config.model_dump(mode="json"))
             folder.notes.setdefault("seconds", {})
             yield cls(config, folder)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from slamkern.errors import DamagedFileError, SlamkernError
-from slamkern.files import atomic_folder, load_tensors, save_tensors
+from slamkern.files import TEMPORARY, atomic_folder, load_tensors, save_tensors
 from slamkern.probe.stats import model_signature
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
@@ -180,9 +180,14 @@ def save_checkpoint(
         tensors |= {f"rng/{name}": tensor for name, tensor in _random_states(model).items()}
         metadata = {"slamkern_version": __version__, "format": STATE, "step": step, "fingerprint": fingerprint}
         save_tensors(folder / f"{STATE}.safetensors", tensors, metadata)
-    for old in list_checkpoints(out)[:-KEPT]:
-        shutil.rmtree(old)
+    _drop_old(out)
     return final
+
+
+def _drop_old(out: Path) -> None:
+    """Leave the last checkpoints only. Each loses its name first: one that is half gone must not look whole."""
+    for old in list_checkpoints(out)[:-KEPT]:
+        shutil.rmtree(old.rename(out / f".{old.name}{TEMPORARY}"))
 
 
 def list_checkpoints(out: Path) -> list[Path]:
@@ -201,7 +206,8 @@ def restore_checkpoint(
     tensors, metadata = load_tensors(folder / f"{STATE}.safetensors", "training state")
     if metadata.get("format") != STATE or metadata.get("fingerprint") != fingerprint:
         raise SlamkernError(f"{folder} belongs to another run; choose another output folder")
-    optimizer.load_state_dict(_under("optimizer/", tensors))
+    state = {name: tensor for name, tensor in tensors.items() if name.startswith("optimizer/")}
+    optimizer.load_state_dict({name.removeprefix("optimizer/"): tensor for name, tensor in state.items()})
     loaded = load_delta(model, folder, frozen=frozen)
     if set(loaded) != set(optimizer.parameters):
         odd = sorted(set(loaded) ^ set(optimizer.parameters))[0]
@@ -229,19 +235,14 @@ def restore_newest(
             continue
         for folder in damaged:
             shutil.rmtree(folder)
+        _drop_old(out)  # a run that was killed between a save and this has one too many
         return step
     raise DamagedFileError(f"no checkpoint in {out} can be read; remove them to start again")
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
 def _random_states(model: nn.Module) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    for device in cuda_devices(model):
-        states[f"cuda/{device.index}"] = torch.cuda.get_rng_state(device)
-    return states
+    states = {f"cuda/{device.index}": torch.cuda.get_rng_state(device) for device in cuda_devices(model)}
+    return {"cpu": torch.get_rng_state(), **states}
 
 
 def cuda_devices(model: nn.Module) -> list[torch.device]:

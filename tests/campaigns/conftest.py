@@ -1,10 +1,11 @@
-"""Campaigns take minutes: they are collected only with ``-m campaign``."""
-
-from pathlib import Path
+"""The campaigns themselves take minutes and run only with ``-m campaign``; their short samples are ordinary tests."""
 
 import pytest
 
 
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    chosen = "campaign" in (config.option.markexpr or "")
-    return True if collection_path.name.startswith("test_") and not chosen else None
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "campaign" in (config.option.markexpr or ""):
+        return
+    left = [item for item in items if item.get_closest_marker("campaign") is not None]
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=left)

@@ -1,73 +1,81 @@
 """kill -9 at random moments of a whole run: resumed, it ends bit by bit where the unbroken one ends.
 
-``SLAMKERN_TRIALS=30 pytest -m campaign tests/campaigns/test_kills.py``; the counts go to ``results/kills.json``.
+``SLAMKERN_TRIALS=200 pytest -m campaign tests/campaigns/test_kills.py``; the counts go to ``results/kills.json``. With
+``SLAMKERN_CAMPAIGN=FOLDER`` the trials are noted there, and the same command goes on where it was interrupted.
 """
 
 import json
 import os
-import random
-import signal
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
-from support.tiny_run import tiny_run
+from campaigns.kills import STAGES, Child, kill_in, lost, run_to_kill, seconds_of, trial
 
-from slamkern.files import load_tensors
-from slamkern.pipeline import run
-from slamkern.pipeline.config import RunConfig
-from slamkern.pipeline.verify import verify
+from slamkern.files import load_tensors, save_tensors, write_json
 
-pytestmark = pytest.mark.campaign
 TRIALS = int(os.environ.get("SLAMKERN_TRIALS", "30"))
 
 
-def start(config: RunConfig, out: Path) -> int:
-    """The run in a process of its own, forked so that nothing is imported again."""
-    if child := os.fork():
-        return child
-    status = 1
-    try:
-        run.run(config, out, progress=False)
-        status = 0
-    finally:
-        os._exit(status)
-
-
-def outcome(out: Path, expected: Path) -> str:
-    """What a resumed run lost: nothing ("equal"), or the first file that differs."""
-    for name in ("stats.safetensors", "train/delta.safetensors"):
-        ours, theirs = (load_tensors(folder / name, "tensor")[0] for folder in (out, expected))
-        if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in ours):
-            return name
-    for moment in ("before", "after"):
-        name = f"evaluation/{moment}/predictions.jsonl"
-        if sorted((out / name).read_text().splitlines()) != sorted((expected / name).read_text().splitlines()):
-            return name
-    if [path for path in out.iterdir() if path.name.startswith(".")]:
-        return "left over"
-    return "equal" if not verify(out)[1] else "verify"
-
-
+@pytest.mark.campaign
 def test_killed_runs_resume_bit_by_bit(tmp_path: Path) -> None:
-    config = tiny_run(tmp_path)
-    assert os.waitpid(start(config, tmp_path / "warm"), 0)[1] == 0
-    started = time.monotonic()
-    assert os.waitpid(start(config, tmp_path / "whole"), 0)[1] == 0
-    seconds = time.monotonic() - started
-    random.seed(0)
-    counts: Counter[str] = Counter()
-    for trial in range(TRIALS):
-        out = tmp_path / str(trial)
-        for _ in range(2):  # killed twice, the second time while it resumes
-            child = start(config, out)
-            time.sleep(random.uniform(0, seconds))
-            os.kill(child, signal.SIGKILL)
-            counts["killed"] += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        status = os.waitpid(start(config, out), 0)[1]
-        counts[outcome(out, tmp_path / "whole") if status == 0 else "not resumed"] += 1
-    result = {"trials": TRIALS, "seconds_of_a_run": round(seconds, 1), **counts}
-    (Path(__file__).parent / "results" / "kills.json").write_text(json.dumps(result, indent=2) + "\n")
-    assert counts["equal"] == TRIALS, result
+    place = Path(os.environ.get("SLAMKERN_CAMPAIGN", tmp_path)) / "kills"
+    place.mkdir(parents=True, exist_ok=True)
+    config = run_to_kill(place)
+    for name in ("warm", "whole"):
+        shutil.rmtree(place / name, ignore_errors=True)
+        child = Child(config, place / name)
+        assert child.finish() == 0
+        durations = seconds_of(child, time.monotonic())
+    noted = place / "trials.jsonl"
+    done = [json.loads(line) for line in noted.read_text().splitlines()] if noted.exists() else []
+    for number in range(len(done), TRIALS):
+        out = place / str(number)
+        shutil.rmtree(out, ignore_errors=True)
+        done.append(trial(number, config, out, durations, place / "whole"))
+        with noted.open("a") as lines:
+            lines.write(json.dumps(done[-1]) + "\n")
+        if done[-1]["outcome"] == "equal":
+            shutil.rmtree(out)
+    stages = Counter(entry["killed"][0] for entry in done)
+    again = Counter(stage for entry in done for stage in entry["killed"][1:])
+    outcomes = Counter(entry["outcome"] for entry in done)
+    result = {
+        "trials": len(done),
+        "killed": sum(stages[stage] for stage in STAGES),
+        "killed_in": {stage: stages[stage] for stage in STAGES},
+        "killed_again_while_resuming_in": {stage: again[stage] for stage in STAGES},
+        "done_before_the_kill": stages[None] + again[None],
+        "outcomes": dict(outcomes),
+        "seconds_of_a_stage": {stage: round(value, 3) for stage, value in durations.items()},
+    }
+    write_json(Path(__file__).parent / "results" / "kills.json", result)
+    assert outcomes["equal"] == len(done), result
+
+
+def test_a_run_killed_three_times_ends_like_the_unbroken_one(tmp_path: Path) -> None:
+    config = run_to_kill(tmp_path)
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    assert Child(config, whole).finish() == 0
+    killed = [kill_in(config, out, stage, 0.02) for stage in ("before", "train", "report")]
+    assert None not in killed
+    assert Child(config, out).finish() == 0
+    assert lost(out, whole) == "equal"
+
+    # The comparison sees one bit of one value, a step that is logged otherwise, and a file that is left over.
+    path = out / "train" / "delta.safetensors"
+    kept = path.read_bytes()
+    tensors, metadata = load_tensors(path, "delta")
+    next(iter(tensors.values())).view(-1)[0] += 1e-6
+    save_tensors(path, tensors, {name: value for name, value in metadata.items() if name != "sha256"})
+    assert lost(out, whole) == "train/delta.safetensors"
+    path.write_bytes(kept)
+    log = out / "train" / "metrics.jsonl"
+    rows = log.read_text()
+    log.write_text(rows.replace('"step": 3, "loss": ', '"step": 3, "loss": 1'))
+    assert lost(out, whole) == "train/metrics.jsonl"
+    log.write_text(rows)
+    (out / "figures" / ".loss.png.tmp").touch()
+    assert lost(out, whole) == "figures/.loss.png.tmp"

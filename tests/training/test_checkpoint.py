@@ -1,4 +1,5 @@
 import resource
+import shutil
 import signal
 
 import pytest
@@ -14,6 +15,7 @@ from slamkern.training.checkpoint import (
     list_checkpoints,
     load_delta,
     restore_checkpoint,
+    restore_newest,
     save_checkpoint,
     save_delta,
 )
@@ -130,6 +132,26 @@ def test_checkpoints_keep_the_last_two_and_restore(trained, tmp_path):
     assert all(torch.equal(p, other.parameters[name]) for name, p in optimizer.parameters.items())
     with pytest.raises(SlamkernError, match="another run"):
         restore_checkpoint(tmp_path / "checkpoint-11", fresh, other, fingerprint="other")
+
+
+def test_a_kill_while_dropping_checkpoints_leaves_none_half_gone(trained, tmp_path, monkeypatch):
+    def killed(folder, **_):
+        for file in list(folder.glob("*.safetensors")):
+            file.unlink()
+            raise KeyboardInterrupt
+
+    optimizer = adamw(trained)
+    for step in (9, 10):
+        save_checkpoint(trained, optimizer, tmp_path, step=step, fingerprint="run")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(trained, optimizer, tmp_path, step=11, fingerprint="run")
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-11"]
+    shutil.rmtree(tmp_path / ".checkpoint-9.tmp")  # as the next process does that claims the folder
+    shutil.copytree(tmp_path / "checkpoint-10", tmp_path / "checkpoint-9")
+    assert restore_newest(tmp_path, trained, optimizer, fingerprint="run") == 11
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-11"]
 
 
 def test_a_full_disk_leaves_no_half_checkpoint_and_the_earlier_one(trained, tmp_path):
