@@ -120,12 +120,12 @@ def real_pairs(
     Ids beyond the vocabulary of a random model are folded into it: only lengths matter there.
     """
     where = data or (str(DATA) if DATA.is_dir() else "corpus:")
-    available = load_pairs(where)
+    available = list(load_pairs(where))
     if len(available) < steps * pairs:
         raise SlamkernError(f"{where} has {len(available)} pairs; {steps} steps of {pairs} need {steps * pairs}")
     random.Random(seed).shuffle(available)
     wanted = available[: steps * pairs + 64]  # a few more: some may be too long
-    examples, _ = tokenize_pairs(wanted, tokenizer, get_prompt("alpaca", tokenizer), max_length=max_length)
+    examples = tokenize_pairs(wanted, tokenizer, get_prompt("alpaca", tokenizer), max_length=max_length)
     if len(examples) < steps * pairs:
         raise SlamkernError(f"only {len(examples)} of {len(wanted)} pairs of {where} fit into {max_length} tokens")
     folded = [_fold(example, vocabulary) for example in examples]

@@ -92,11 +92,7 @@ def sweep(
     _, held_out = alignment_pairs(settings)
     base, tokenizer = load(settings)
     recipe = settings.train
-    examples, _ = tokenize_pairs(
-        held_out, tokenizer, get_prompt(recipe.prompt, tokenizer), max_length=recipe.max_length
-    )
-    if not examples:
-        raise SlamkernError(f"none of the {len(held_out)} held-out pairs fits max_length {recipe.max_length}")
+    examples = tokenize_pairs(held_out, tokenizer, get_prompt(recipe.prompt, tokenizer), max_length=recipe.max_length)
     losses = sweep_scale(base, trained, examples, tried)
     best = min(losses, key=lambda number: losses[number])
     for number, loss in losses.items():

@@ -1,46 +1,75 @@
 """From texts and pairs to token sequences: which tokens are read, learned, and counted as which language."""
 
+import hashlib
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from slamkern.data.arrow_table import BATCH, IN_MEMORY, ArrowTable
 from slamkern.data.packing import IGNORE, Example
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import Prompt, encode_prompts
+from slamkern.data.token_table import SCHEMA, TokenTable, cached_table, token_batch
 from slamkern.errors import SlamkernError
+from slamkern.version import installed_version
 
 _log = logging.getLogger(__name__)
 
 
-def tokenize_pairs(
-    pairs: Sequence[Pair], tokenizer: Any, prompt: Prompt, *, max_length: int = 1024
-) -> tuple[list[Example], Counter[str]]:
-    """Examples in the order of ``pairs``, and how many pairs of each language were dropped as longer than max_length.
+def tokenize_pairs(pairs: Sequence[Pair], tokenizer: Any, prompt: Prompt, *, max_length: int = 1024) -> TokenTable:
+    """Examples in the order of ``pairs``, without those longer than max_length tokens, which the table counts.
 
     Prompt and response are tokenized apart and their ids joined. Tokenized as one text, a merge could straddle the
     border: the first response token would then carry part of the prompt, the label mask would be off by that piece,
     and the prompt's ids would differ from those that generation starts from. The response ends with EOS, which is
     learned.
+
+    More than ``IN_MEMORY`` pairs are kept on disk for the next run with the same pairs, tokenizer and prompt.
     """
     if tokenizer.eos_token_id is None:
         raise SlamkernError("the tokenizer has no EOS token, so a response would have no end; set tokenizer.eos_token")
-    texts = [prompt.translation(pair) for pair in pairs]
-    prompts = encode_prompts([text for text, _ in texts], tokenizer)
-    responses = tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"] if texts else []
 
-    examples = []
-    dropped: Counter[str] = Counter()
-    for pair, before, after in zip(pairs, prompts, responses, strict=True):
-        after = [*after, tokenizer.eos_token_id]
-        if len(before) + len(after) > max_length:
-            dropped[pair.source_language] += 1
-            continue
-        examples.append(Example((*before, *after), (*[IGNORE] * len(before), *after)))
+    def batches() -> Iterator[pa.RecordBatch]:
+        rows = iter(pairs)
+        while chosen := list(islice(rows, BATCH)):
+            yield _encode(chosen, tokenizer, prompt)
+
+    if len(pairs) > IN_MEMORY:
+        examples = cached_table(_key(pairs, tokenizer, prompt), batches, max_length)
+    else:
+        examples = TokenTable(ArrowTable.collect(batches(), SCHEMA), max_length)
     if not examples:
         raise SlamkernError(f"none of the {len(pairs)} pairs fits into max_length={max_length} tokens")
-    return examples, dropped
+    return examples
+
+
+def _encode(pairs: Sequence[Pair], tokenizer: Any, prompt: Prompt) -> pa.RecordBatch:
+    texts = [prompt.translation(pair) for pair in pairs]
+    prompts = encode_prompts([text for text, _ in texts], tokenizer)
+    responses = tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"]
+    ids = [[*before, *after, tokenizer.eos_token_id] for before, after in zip(prompts, responses, strict=True)]
+    return token_batch(ids, [len(before) for before in prompts], [pair.source_language for pair in pairs])
+
+
+def _key(pairs: Sequence[Pair], tokenizer: Any, prompt: Prompt) -> str:
+    """A name for the tokens of ``pairs``: a hash of everything that they follow from."""
+    digest = hashlib.sha256()
+    # What a template makes of a pair, beside the template itself: some write the date into it.
+    for value in (prompt, prompt.translation(pairs[0]), type(tokenizer), tokenizer.eos_token_id):
+        digest.update(repr(value).encode())
+    digest.update(str([installed_version(name) for name in ("tokenizers", "transformers")]).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    for pair in pairs:
+        digest.update(repr((pair.source, pair.target, pair.source_language, pair.target_language, pair.kind)).encode())
+    return digest.hexdigest()[:32]
 
 
 def tokenize_texts(

@@ -51,7 +51,7 @@ def translation_quality(
     quality: dict[str, dict[str, float]] = {}
     for code in languages:
         chosen = [pair for pair in pairs if pair.source_language == code]
-        examples, _ = tokenize_pairs(chosen, tokenizer, prompt, max_length=max_length)
+        examples = tokenize_pairs(chosen, tokenizer, prompt, max_length=max_length)
         quality[code] = {"loss": mean_loss(model, examples, tokens_per_batch=batch_tokens)}
     if chrf is None:
         return quality

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from slamkern.data.packing import IGNORE
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import encode_prompts, get_prompt
 from slamkern.data.tasks import Question, load_task
@@ -73,8 +72,7 @@ class Plan:
         )  # fmt: skip
         context = getattr(self.shape, "max_position_embeddings", None)
         examples = tokenize(pairs, self.tokenizer, config, context=context)
-        lengths = [len(example.input_ids) for example in examples]
-        supervised = [sum(label != IGNORE for label in example.labels) for example in examples]
+        lengths, supervised = examples.lengths.tolist(), examples.supervised.tolist()
         steps = [[index for batch in step for index in batch] for step in StepPlan(lengths, config)]
         largest = max(sum(lengths[index] for index in batch) for step in StepPlan(lengths, config) for batch in step)
         trained = sum(entry.parameter.numel() for entry in apply_selection(self.model, layers, section.projections))

@@ -16,6 +16,7 @@ from slamkern.data.packing import IGNORE, Example, PackPlan, collate, pack_plan,
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import get_prompt
 from slamkern.data.rows import Rows
+from slamkern.data.token_table import TokenTable
 from slamkern.data.tokenization import tokenize_pairs
 from slamkern.errors import SlamkernError
 from slamkern.modules.eval_mode import eval_mode
@@ -55,9 +56,7 @@ class StepPlan(Rows[list[list[int]]]):
         return self._epochs[epoch][first : first + self._size]
 
 
-def tokenize(
-    pairs: Sequence[Pair], tokenizer: Any, config: TrainConfig, *, context: int | None = None
-) -> list[Example]:
+def tokenize(pairs: Sequence[Pair], tokenizer: Any, config: TrainConfig, *, context: int | None = None) -> TokenTable:
     """The pairs as examples; those longer than the recipe, a batch or the model's ``context`` allows are dropped.
 
     How many were dropped in each language is logged.
@@ -66,8 +65,8 @@ def tokenize(
         raise SlamkernError("there are no pairs to train on")
     limit = min(config.max_length, config.tokens_per_batch, context or config.max_length)
     prompt = get_prompt(config.prompt, tokenizer)
-    examples, dropped = tokenize_pairs(pairs, tokenizer, prompt, max_length=limit)
-    for language, count in sorted(dropped.items()):
+    examples = tokenize_pairs(pairs, tokenizer, prompt, max_length=limit)
+    for language, count in sorted(examples.dropped.items()):
         log.warning("dropped %d pairs in %s that are longer than %d tokens", count, language, limit)
     return examples
 

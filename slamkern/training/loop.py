@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from slamkern.data.packing import Example
 from slamkern.data.pairs import Pair
 from slamkern.data.tokenization import render_sample
 from slamkern.errors import SlamkernError
@@ -89,8 +90,8 @@ def train(
             raise SlamkernError("optimizer_offload=True is for a model on a GPU; this one is in host memory already")
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         examples = tokenize(pairs, tokenizer, config, context=context)
-        unseen = tokenize(held_out, tokenizer, config, context=context) if held_out else []
-        lengths = [len(example.input_ids) for example in examples]
+        unseen = tokenize(held_out, tokenizer, config, context=context) if held_out else None
+        lengths = examples.lengths.tolist()
         steps = StepPlan(lengths, config)
         frozen = frozen_digests(model, trained_parts(model))
         settings = run_settings(model, examples, unseen, asdict(config), frozen)
@@ -149,11 +150,11 @@ def train(
         run.go_back_to(start)
         board = stack.enter_context(run.tensorboard()) if config.report_to == "tensorboard" else None
 
-        def held_out_loss() -> float:
-            return mean_loss(model, unseen, head=head, packing=config.packing, tokens_per_batch=config.tokens_per_batch)
+        def held_out_loss(pairs: Sequence[Example]) -> float:
+            return mean_loss(model, pairs, head=head, packing=config.packing, tokens_per_batch=config.tokens_per_batch)
 
         if unseen and start == 0:
-            run.note_held_out("before", held_out_loss())
+            run.note_held_out("before", held_out_loss(unseen))
 
         reset_peak_memory(model)
         bar = stack.enter_context(
@@ -217,7 +218,7 @@ def train(
                 )
                 raise stop.error(f"stopped after step {done + 1} of {len(steps)}: {where}")
         if unseen:
-            run.note_held_out("after", held_out_loss())
+            run.note_held_out("after", held_out_loss(unseen))
         if out is not None:
             run.sync()
             save_delta(model, out, selection, frozen=frozen)

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from slamkern.data.packing import Example
+from slamkern.data.token_table import TokenTable
 from slamkern.digests import combined_digest
 from slamkern.errors import DamagedFileError, SlamkernError
 from slamkern.files import read_checked, write_checked, write_text
@@ -149,8 +149,8 @@ def claim_run(folder: RunFolder, settings: Mapping[str, Any], notes: Mapping[str
 
 def run_settings(
     model: nn.Module,
-    examples: Sequence[Example],
-    held_out: Sequence[Example],
+    examples: TokenTable,
+    held_out: TokenTable | None,
     config: Mapping[str, Any],
     frozen: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -163,8 +163,8 @@ def run_settings(
         "model": model_signature(model.config),
         "frozen_weights": combined_digest(frozen),
         "trained": list(trained_parameters(model)),
-        "training_data": _data_hash(examples),
-        "held_out_data": _data_hash(held_out),
+        "training_data": examples.digest,
+        "held_out_data": None if held_out is None else held_out.digest,
     }
 
 
@@ -190,10 +190,3 @@ def restore_freeze(model: nn.Module, trained: Sequence[str], out: Path) -> None:
     log.info("freezing all but the %d tensors that the run in %s trains", len(saved), out)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in saved)
-
-
-def _data_hash(examples: Sequence[Example]) -> str:
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(repr((example.input_ids, example.labels)).encode())
-    return digest.hexdigest()[:16]

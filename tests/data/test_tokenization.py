@@ -15,8 +15,8 @@ PAIRS = [Pair("Wie viele?", "How many?", "de"), Pair("Combien de pommes?", "How 
 
 def test_labels_are_the_response_and_eos_and_nothing_else(tiny_tokenizer):
     tokenizer, prompt = tiny_tokenizer, get_prompt("authors")
-    examples, dropped = tokenize_pairs(PAIRS, tokenizer, prompt)
-    assert not dropped
+    examples = tokenize_pairs(PAIRS, tokenizer, prompt)
+    assert not examples.dropped
     for row, pair in zip(examples, PAIRS, strict=True):
         text, response = prompt.translation(pair)
         before = encode_prompts([text], tokenizer)[0]
@@ -29,10 +29,10 @@ def test_labels_are_the_response_and_eos_and_nothing_else(tiny_tokenizer):
 
 def test_over_long_pairs_are_dropped_and_counted_by_language(tiny_tokenizer):
     tokenizer, prompt = tiny_tokenizer, get_prompt("authors")
-    rows, _ = tokenize_pairs(PAIRS, tokenizer, prompt)
+    rows = tokenize_pairs(PAIRS, tokenizer, prompt)
     length = len(rows[0].input_ids)
-    kept, dropped = tokenize_pairs(PAIRS, tokenizer, prompt, max_length=length)
-    assert kept == rows[:1] and dropped == {"fr": 1}
+    kept = tokenize_pairs(PAIRS, tokenizer, prompt, max_length=length)
+    assert kept == rows[:1] and kept.dropped == {"fr": 1}
     with pytest.raises(SlamkernError, match="none of the 2 pairs fits into max_length=5"):
         tokenize_pairs(PAIRS, tokenizer, prompt, max_length=5)
 
@@ -46,7 +46,7 @@ def test_tokenizing_refuses_what_cannot_be_learned(tiny_tokenizer):
 
 def test_a_sample_shows_what_is_read_and_what_is_learned(tiny_tokenizer):
     tokenizer = tiny_tokenizer
-    row = tokenize_pairs(PAIRS, tokenizer, get_prompt("authors"))[0][0]
+    row = tokenize_pairs(PAIRS, tokenizer, get_prompt("authors"))[0]
     read, learned = render_sample(row, tokenizer).split("[learned")
     assert read.startswith("[read, no loss: ") and "Wieviele?" in read.replace(" ", "")  # one token a character
     assert f": {len('How many?') + 1} tokens]" in learned and learned.endswith("</s>")

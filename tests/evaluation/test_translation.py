@@ -53,7 +53,7 @@ def test_translation_loss_is_the_token_mean_whatever_the_batching(model, tokeniz
     assert list(quality) == ["de", "th"]
     for code, values in quality.items():
         pairs = [pair for pair in PAIRS if pair.source_language == code]
-        examples, _ = tokenize_pairs(pairs, tokenizer, PROMPT)
+        examples = tokenize_pairs(pairs, tokenizer, PROMPT)
         expected = reference_loss(model, [(list(e.input_ids), list(e.labels)) for e in examples])
         assert values == {"loss": pytest.approx(expected, rel=1e-5)}
 
