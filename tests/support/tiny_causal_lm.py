@@ -20,10 +20,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
     """Weights are drawn wide, so that the most probable token is never a near tie that rounding could turn."""
-    config = LlamaConfig(
+    values = dict(
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.4,
-        bos_token_id=0, eos_token_id=1, pad_token_id=2, **overrides,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
     torch.manual_seed(seed)
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(LlamaConfig(**values | overrides)).eval()
