@@ -35,7 +35,7 @@ from slamkern.pipeline.loading import load_model
 from slamkern.progress import progress_bar
 from slamkern.selection.trainable import apply_selection, trained_parameters
 from slamkern.training.accumulate import Accumulator
-from slamkern.training.batches import plan_steps, sum_loss, supervised_tokens
+from slamkern.training.batches import StepPlan, sum_loss, supervised_tokens
 from slamkern.training.config import TrainConfig
 from slamkern.training.loss import read_head
 from slamkern.training.optimizer import MasterAdamW, learning_rate
@@ -100,7 +100,7 @@ class Study:
                     example = self._reply(self.prompt.question(text, code), replies[number])
                 else:
                     pair = Pair(text, english, code)
-                    (example,), _ = tokenize_pairs([pair], self.tokenizer, self.prompt, max_length=10**6)
+                    (example,) = tokenize_pairs([pair], self.tokenizer, self.prompt, max_length=10**6)
                 if len(example.input_ids) <= TOKENS:
                     found.append((code, number, example))
         return found
@@ -126,7 +126,7 @@ class Study:
     def batches(self, task: str) -> list[list[Example]]:
         """The same steps for every layer."""
         examples = [example for _, _, example in self.examples(task, self.trained)]
-        steps = plan_steps([len(example.input_ids) for example in examples], self.config)
+        steps = StepPlan([len(example.input_ids) for example in examples], self.config)
         return [[examples[index] for index in batch] for step in steps for batch in step]
 
     def train(self, layer: int, batches: Sequence[list[Example]]) -> list[float]:
