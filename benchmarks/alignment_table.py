@@ -11,9 +11,9 @@ import torch
 
 from benchmarks import results
 from benchmarks.stage import show as show_rows
-from slamkern.evaluation.predictions import Prediction, read_predictions
 from slamkern.evaluation.response_language import response_language
 from slamkern.files import write_json
+from slamkern.schemas.predictions import Prediction, read_predictions
 
 COPIED = 0.7
 

@@ -92,26 +92,36 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def write_checked(path: str | Path, value: Mapping[str, Any]) -> None:
     """:func:`write_json` of an object, with the SHA-256 of its values as the last one."""
-    values = json.loads(json.dumps(value, allow_nan=False))
-    write_json(path, {**values, "sha256": _json_digest(values)})
+    write_json(path, sealed(value))
 
 
 def read_checked(path: str | Path, *, required: bool = True) -> Any:
-    """What :func:`write_checked` wrote. DamagedFileError where it is anything else.
+    """What :func:`write_checked` wrote; see :func:`unsealed`."""
+    return unsealed(read_json(path), str(path), required=required)
 
-    required False lets a file without a hash pass: one that a person wrote.
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """``value`` as JSON values (no tuples), with their SHA-256 as the last one: a file or a line of one."""
+    values = json.loads(json.dumps(value, allow_nan=False))
+    return {**values, "sha256": _json_digest(values)}
+
+
+def unsealed(values: Any, where: str, *, required: bool = True) -> Any:
+    """What was :func:`sealed`, without the hash. DamagedFileError, beginning with ``where``, for anything else.
+
+    required False lets values without a hash pass: those that a person wrote.
     """
-    values = read_json(path)
     if not isinstance(values, dict) or "sha256" not in values:
         if required:
-            raise DamagedFileError(f"{path} is not what slamkern wrote: it has no sha256; make it again")
+            raise DamagedFileError(f"{where} is not what slamkern wrote: it has no sha256; make it again")
         return values
-    if values.pop("sha256") != _json_digest(values):
+    rest = {name: value for name, value in values.items() if name != "sha256"}
+    if values["sha256"] != _json_digest(rest):
         raise DamagedFileError(
-            f"{path} is damaged: its values are not what was written; restore or make it again"
+            f"{where} is damaged: its values are not what was written; restore or make it again"
             " (edited on purpose: remove its sha256)"
         )
-    return values
+    return rest
 
 
 def _json_digest(values: Mapping[str, Any]) -> str:

@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 
 from slamkern.errors import SlamkernError
 from slamkern.files import TEMPORARY, read_checked, write_checked
+from slamkern.schemas.check import check
+from slamkern.schemas.records import RECORDS
 from slamkern.version import __version__
 
 LOCK = ".lock"
@@ -123,6 +125,7 @@ def read_record(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     values = read_checked(path)
     if values.get("kind") != kind or not isinstance(values.get("settings"), dict):
         raise SlamkernError(f"{path} is of a slamkern {values.get('kind')} run; expected one of kind {kind}")
+    check(RECORDS[kind], json.dumps(values), f"{path} is no record of a slamkern {kind} run")
     return values["settings"], {name: value for name, value in values.items() if name not in _OURS}
 
 

@@ -14,9 +14,10 @@ from slamkern.data.tasks import Question, load_task
 from slamkern.digests import state_digest
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.generation import generate
-from slamkern.evaluation.predictions import Prediction, PredictionLog
+from slamkern.evaluation.predictions import PredictionLog
 from slamkern.evaluation.scoring import EvaluationResult, judge, summarize
 from slamkern.progress import progress_bar
+from slamkern.schemas.predictions import Prediction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -1,10 +1,9 @@
 """The files of an evaluation: predictions as JSON lines, and the settings that they were made with.
 
-``predictions.jsonl`` holds an object a line: ``id, language, question, gold, output, prediction, correct``, in
-the order in which they were finished. ``evaluation.json`` beside it is the record of the folder (see ``run_folder``):
-``settings`` and ``model`` from the start, and ``result`` when done. A run that is killed leaves at most one torn last
-line; `PredictionLog` drops it and goes on behind the rest.
-Scores are not computed here.
+``predictions.jsonl`` holds an object a line: ``id, language, question, gold, output, prediction, correct`` and the
+``sha256`` of these, in the order in which they were finished. ``evaluation.json`` beside it is the record of the folder
+(see ``run_folder``): ``settings`` and ``model`` from the start, and ``result`` when done. A run that is killed leaves
+at most one torn last line; `PredictionLog` drops it and goes on behind the rest. Scores are not computed here.
 """
 
 import hashlib
@@ -12,36 +11,13 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from pydantic import TypeAdapter, ValidationError
-
-from slamkern.errors import DamagedFileError, SlamkernError
-from slamkern.reading import LARGEST, parse_json, read_bytes
-from slamkern.run_folder import RunFolder, read_record
-
-KIND = "evaluation"
-PREDICTIONS_FILE = "predictions.jsonl"
-SETTINGS_FILE = "evaluation.json"
-DIGEST = "predictions_sha256"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answered question: a line of a predictions file. ``prediction`` is None beyond the range of a float."""
-
-    id: str
-    language: str
-    question: str
-    gold: str
-    output: str
-    prediction: float | None
-    correct: bool
-
-
-_LINE = TypeAdapter(Prediction)
+from slamkern.files import sealed
+from slamkern.run_folder import RunFolder
+from slamkern.schemas.predictions import DIGEST, KIND, PREDICTIONS_FILE, SETTINGS_FILE, Prediction, read_predictions
 
 
 class PredictionLog:
@@ -90,7 +66,7 @@ class PredictionLog:
             # Line-buffered: each prediction reaches the system at once.
             path = self.folder.path / PREDICTIONS_FILE
             self._file = self._stack.enter_context(path.open("a", encoding="utf-8", newline="\n", buffering=1))
-        self._file.write(json.dumps(asdict(prediction), ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.write(json.dumps(sealed(asdict(prediction)), ensure_ascii=False) + "\n")
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the scores beside the predictions, once these are on disk."""
@@ -100,41 +76,6 @@ class PredictionLog:
             content = (self.folder.path / PREDICTIONS_FILE).read_bytes()
             self.folder.notes = {**self.notes, DIGEST: hashlib.sha256(content).hexdigest(), "result": result}
             self.folder.save()
-
-
-def read_predictions(path: str | Path) -> list[Prediction]:
-    """The predictions of a file; a line that is none, or an id that repeats, is refused as ``file:line``.
-
-    DamagedFileError where ``evaluation.json`` beside it says that its content was another when it was finished.
-    """
-    path = Path(path)
-    beside = path.with_name(SETTINGS_FILE)
-    if path.name == PREDICTIONS_FILE and beside.is_file():
-        written = read_record(beside, KIND)[1].get(DIGEST)
-        if written is not None and hashlib.sha256(path.read_bytes()).hexdigest() != written:
-            raise DamagedFileError(f"{path} is damaged: it is not what was scored; restore it or evaluate again")
-    predictions: dict[str, Prediction] = {}
-    # Outputs may hold U+2028 and the like: only a line feed ends a line.
-    for number, line in enumerate(read_bytes(path, limit=LARGEST).split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        entry = _read_line(line, f"{path}:{number}")
-        if entry.id in predictions:
-            raise SlamkernError(f"{path}:{number}: question {entry.id!r} is answered twice")
-        predictions[entry.id] = entry
-    return list(predictions.values())
-
-
-def _read_line(line: bytes, place: str) -> Prediction:
-    if not isinstance(values := parse_json(line, place), dict):
-        raise SlamkernError(f"{place}: not a JSON object but {type(values).__name__}")
-    try:
-        return _LINE.validate_json(line, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = first["loc"][0]
-        given = f"is {values[field]!r:.60}" if field in values else "is missing"
-        raise SlamkernError(f"{place}: field {field!r} {given}: {first['msg'].lower()}") from error
 
 
 def _drop_torn_line(path: Path) -> None:

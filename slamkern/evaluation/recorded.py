@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from slamkern.errors import SlamkernError
-from slamkern.evaluation.predictions import KIND, PREDICTIONS_FILE, SETTINGS_FILE, Prediction, read_predictions
 from slamkern.evaluation.scoring import RULE, STRICT_RULE, EvaluationResult, judge, judge_strict
 from slamkern.run_folder import read_record
+from slamkern.schemas.predictions import KIND, PREDICTIONS_FILE, SETTINGS_FILE, Prediction, read_predictions
 
 RULES: Mapping[str, str] = {"standard": RULE, "strict": STRICT_RULE}
 

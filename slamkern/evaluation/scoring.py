@@ -19,8 +19,8 @@ from typing import Any
 
 from slamkern.data.answers import extract_answer, extract_answer_strict, is_correct
 from slamkern.errors import SlamkernError
-from slamkern.evaluation.predictions import KIND, SETTINGS_FILE, Prediction, read_predictions
 from slamkern.run_folder import read_record
+from slamkern.schemas.predictions import KIND, SETTINGS_FILE, Prediction, read_predictions
 
 RULE = "last number of the output, within 1e-3 of the gold answer"
 STRICT_RULE = "number as a person reads it, within 1e-3 of the gold answer"

@@ -23,13 +23,14 @@ from typing import Any
 
 from slamkern.data.pairs import Pair
 from slamkern.digests import state_digest
-from slamkern.files import read_checked, write_checked
+from slamkern.files import write_checked
 from slamkern.modules.patch import patch_model
 from slamkern.pipeline.checks import check_run
 from slamkern.pipeline.config import RunConfig
 from slamkern.pipeline.loading import describe, load_model
 from slamkern.pipeline.stages import alignment_pairs, choose_layers, measure, probe_model
 from slamkern.run_folder import RunFolder
+from slamkern.schemas.metrics import read_measurement, read_metrics
 from slamkern.selection.layers import LayerSelection
 from slamkern.version import __version__, installed_version
 
@@ -80,7 +81,7 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """metrics.json of a finished run."""
-        return _metrics(self.out / "metrics.json")
+        return read_metrics(self.out / "metrics.json")
 
 
 def run(config: RunConfig, out: str | Path, *, progress: bool = True) -> dict[str, Any]:
@@ -147,16 +148,11 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
         "training_prompt": config.train.prompt,
         "selected_layers": list(selection.layers),
         **{name: value for name, value in asdict(result).items() if name not in ("output_dir", "held_out_loss")},
-        "before": _metrics(before),
-        "after": _metrics(after),
+        "before": read_measurement(before),
+        "after": read_measurement(after),
         "seconds": dict(claimed.seconds),
         "config": config.model_dump(mode="json"),
     }
     write_checked(out / "metrics.json", metrics)
     claimed.stage("report", "report.html", lambda path: write_report(path.parent))
     return metrics
-
-
-def _metrics(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = read_checked(path)
-    return values

@@ -10,10 +10,11 @@ from typing import Any
 
 from slamkern.digests import combined_digest
 from slamkern.errors import DamagedFileError, SlamkernError
-from slamkern.evaluation import predictions
 from slamkern.files import load_tensors, read_checked
 from slamkern.probe.stats import ActivationStats
 from slamkern.run_folder import read_record
+from slamkern.schemas import predictions
+from slamkern.schemas.training import read_steps
 from slamkern.selection.layers import LayerSelection
 from slamkern.training import run_log
 from slamkern.training.checkpoint import DELTA, SELECTION, STATE, check_finite, list_checkpoints
@@ -81,7 +82,7 @@ def _training(folder: Path) -> Iterator[Check]:
         found.update(settings, steps=notes["steps"])
 
     def log() -> None:
-        rows = run_log.read_rows(folder / "metrics.jsonl")
+        rows = read_steps(folder / "metrics.jsonl")
         steps = found.get("steps")
         if (folder / DELTA).exists() and len(rows) != steps:
             raise SlamkernError(f"holds {len(rows)} steps of a finished run of {steps}")

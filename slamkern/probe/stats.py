@@ -6,6 +6,7 @@ put into groups, ``group_*`` tensors hold the same per group (mean in float32): 
 what tells how stable a selection is. Two files of one model merge exactly (Chan's parallel formula in float64).
 """
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from slamkern.errors import SlamkernError
 from slamkern.files import load_tensors, save_tensors
 from slamkern.ops import OBSERVABLES
 from slamkern.ops.moments import merge_
+from slamkern.schemas.check import check
+from slamkern.schemas.stats import StatsMetadata
 from slamkern.version import __version__
 
 
@@ -115,16 +118,12 @@ class ActivationStats:
     def load(cls, path: str | Path) -> "ActivationStats":
         """Read statistics; SlamkernError for a file that is foreign, truncated, or holds what no probe can find."""
         tensors, metadata = load_tensors(path, "statistics")
+        about = check(StatsMetadata, json.dumps(metadata), f"{path} is not a statistics file")
         try:
-            languages = metadata["languages"]
-            languages = tuple(languages) if isinstance(languages, list) else languages
             count, mean, m2, active = (tensors[name] for name in ("count", "mean", "m2", "active"))
             names = [name for name in tensors if name.startswith("group_")]
             groups = QuestionGroups(*(tensors[f"group_{n}"] for n in ("count", "mean", "active"))) if names else None
-            stats = cls(
-                languages, metadata["model"], metadata["signature"], metadata["observe"],
-                count, mean, m2, active, groups,
-            )  # fmt: skip
+            stats = cls(about.languages, about.model, about.signature, about.observe, count, mean, m2, active, groups)
         except KeyError as error:
             raise SlamkernError(f"{path} is not a statistics file: {error.args[0]!r} is missing") from error
         if (flaw := _flaw(stats)) is not None:
@@ -135,13 +134,6 @@ class ActivationStats:
 def _flaw(stats: ActivationStats) -> str | None:
     """What cannot be true of statistics that a probe found; None where all can."""
     codes, groups = stats.languages, stats.groups
-    if not isinstance(codes, tuple) or not all(isinstance(code, str) and code for code in codes) or not codes:
-        return f"its languages are {codes!r}, not a list of codes"
-    if len(set(codes)) != len(codes):
-        return f"its languages are {list(codes)}, one of them twice"
-    for name in ("model", "signature", "observe"):
-        if not isinstance(getattr(stats, name), str):
-            return f"its {name} is {getattr(stats, name)!r}, not text"
     if stats.observe not in OBSERVABLES:
         return f"it observes {stats.observe!r}; known: {' '.join(OBSERVABLES)}"
     if stats.mean.dim() != 3 or 0 in stats.mean.shape[1:]:

@@ -16,7 +16,7 @@ from slamkern.errors import SlamkernError
 from slamkern.files import atomic_write, write_text
 from slamkern.report import figures
 from slamkern.report.samples import sample_outputs, too_few
-from slamkern.report.schema import read_metrics
+from slamkern.schemas.metrics import read_metrics
 from slamkern.selection.layers import LayerSelection
 
 PARTS = ("stats.safetensors", "selection.json", "metrics.json")
@@ -31,7 +31,7 @@ def write_report(folder: str | Path) -> Path:
     selection: dict[str, Any] = {}
     if "selection.json" in present:
         selection = LayerSelection.load(folder / "selection.json").to_dict()
-    metrics = read_metrics(folder / "metrics.json") if "metrics.json" in present else {}
+    metrics = read_metrics(folder / "metrics.json", required=False) if "metrics.json" in present else {}
     sections = []
     if "stats.safetensors" in present:
         sections += _activity_sections(folder, selection)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from slamkern.report.schema import Sample, read_samples
+from slamkern.schemas.predictions import Prediction, read_predictions
 
 SAMPLES, CHARACTERS = 6, 400
 # Changed all one way, the fewest answers that a two-sided sign (McNemar's) test finds at 5 %: 2 * 0.5^6 = 0.031.
@@ -19,8 +19,8 @@ def sample_outputs(folder: Path) -> list[dict[str, str]]:
     paths = [folder / "evaluation" / when / "predictions.jsonl" for when in ("before", "after")]
     if not all(path.is_file() for path in paths):
         return []
-    before, after = ({entry.id: entry for entry in read_samples(path)} for path in paths)
-    chosen: dict[str, tuple[Sample, Sample]] = {}
+    before, after = ({entry.id: entry for entry in read_predictions(path)} for path in paths)
+    chosen: dict[str, tuple[Prediction, Prediction]] = {}
     for identity, old in before.items():
         new = after.get(identity)
         if new is None:
@@ -52,7 +52,7 @@ def too_few(n: Mapping[str, int]) -> str | None:
     )
 
 
-def _verdict(prediction: Sample) -> str:
+def _verdict(prediction: Prediction) -> str:
     return "right" if prediction.correct else "wrong"
 
 

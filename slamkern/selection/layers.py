@@ -14,8 +14,9 @@ from torch import Tensor
 from slamkern.errors import SlamkernError
 from slamkern.files import read_checked, write_checked
 from slamkern.probe.stats import ActivationStats
+from slamkern.schemas.check import check
+from slamkern.schemas.selection import SelectionFile
 from slamkern.selection.bootstrap import resamples
-from slamkern.selection.schema import check_selection
 from slamkern.selection.scores import SCORES, neuron_scores
 
 
@@ -75,7 +76,7 @@ class LayerSelection:
     @classmethod
     def from_dict(cls, value: Any, where: str = "the selection") -> "LayerSelection":
         """The selection that :meth:`to_dict` gave; SlamkernError names ``where`` and the first field that is wrong."""
-        fields = dict(check_selection(json.dumps(value), where))
+        fields = dict(check(SelectionFile, json.dumps(value), f"{where} is not a selection.json"))
         neurons = fields.pop("neurons")
         return cls(
             score_name=fields.pop("score"),

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from slamkern.errors import DamagedFileError, SlamkernError
-from slamkern.files import TEMPORARY, atomic_folder, load_tensors, save_tensors
+from slamkern.files import TEMPORARY, atomic_folder, save_tensors
 from slamkern.probe.stats import model_signature
+from slamkern.schemas.training import DELTA, FORMAT, STATE, read_delta, read_state
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
 from slamkern.training.frozen import AXES, changed_weight, frozen_digests, trained_parts
@@ -29,10 +30,7 @@ from slamkern.version import __version__
 
 log = logging.getLogger(__name__)
 
-DELTA = "delta.safetensors"
 SELECTION = "selection.json"
-FORMAT = "slamkern-delta"
-STATE = "training-state"
 KEPT = 2
 NAMES = ("rows", "columns")  # of the neurons, in the first and second dimension of a weight
 
@@ -89,13 +87,10 @@ def load_delta(model: nn.Module, folder: str | Path, *, frozen: Mapping[str, str
     another model or of other weights of this one, and for a tensor of another name, shape or dtype, or with values that
     are not finite. Freeze flags are not touched.
     """
-    path = Path(folder) / DELTA if Path(folder).is_dir() else Path(folder)
-    tensors, metadata = load_tensors(path, "delta")
-    if metadata.get("format") != FORMAT:
-        raise SlamkernError(f"{path} is not a delta, but {metadata.get('format', 'another slamkern file')}")
+    path, tensors, metadata = read_delta(folder)
     signature = model_signature(model.config)
-    if metadata.get("signature") != signature:
-        trained_on = f"{metadata.get('base_model') or 'a model'} ({metadata.get('signature')})"
+    if metadata.signature != signature:
+        trained_on = f"{metadata.base_model or 'a model'} ({metadata.signature})"
         raise SlamkernError(f"{path} was trained on {trained_on}, this model is {signature}; load that base model")
     names = [name for name in tensors if not name.endswith(tuple(f"@neurons.{axis}" for axis in NAMES))]
     places = {name: _place(model, name, tensors, path) for name in names}
@@ -109,8 +104,8 @@ def load_delta(model: nn.Module, folder: str | Path, *, frozen: Mapping[str, str
     check_finite(tensors, f"{path} cannot be used")
     parts = {name.removesuffix("@neurons"): _neurons(name, tensors) for name in names}
     now = frozen or frozen_digests(model, parts)
-    if changed := changed_weight(metadata.get("frozen_weights", {}), now, parts):
-        base = metadata.get("base_model") or "its base model"
+    if changed := changed_weight(metadata.frozen_weights, now, parts):
+        base = metadata.base_model or "its base model"
         raise SlamkernError(
             f"{path} was trained on other weights than this model has (first difference: {changed});"
             f" load {base} as it was then"
@@ -203,8 +198,8 @@ def restore_checkpoint(
 
     SlamkernError for a damaged checkpoint, one of another run, and one of other trained tensors.
     """
-    tensors, metadata = load_tensors(folder / f"{STATE}.safetensors", "training state")
-    if metadata.get("format") != STATE or metadata.get("fingerprint") != fingerprint:
+    tensors, metadata = read_state(folder / f"{STATE}.safetensors")
+    if metadata.fingerprint != fingerprint:
         raise SlamkernError(f"{folder} belongs to another run; choose another output folder")
     state = {name: tensor for name, tensor in tensors.items() if name.startswith("optimizer/")}
     optimizer.load_state_dict({name.removeprefix("optimizer/"): tensor for name, tensor in state.items()})
@@ -215,7 +210,7 @@ def restore_checkpoint(
     torch.set_rng_state(tensors["rng/cpu"])
     for device in cuda_devices(model):
         torch.cuda.set_rng_state(tensors[f"rng/cuda/{device.index}"], device)
-    return int(metadata["step"])
+    return metadata.step
 
 
 def restore_newest(

@@ -14,15 +14,16 @@ scale of 1 gives the trained weights back and 0 those of the base.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
-from slamkern.files import load_tensors, save_tensors
+from slamkern.files import save_tensors
+from slamkern.schemas.training import DELTA, read_delta
 from slamkern.selection.layers import LayerSelection
-from slamkern.training.checkpoint import DELTA, FORMAT, NAMES, SELECTION, load_delta
+from slamkern.training.checkpoint import NAMES, SELECTION, load_delta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,7 +65,7 @@ def read_change(model: nn.Module, deltas: Sequence[Scaled]) -> Change:
     for folder, scale in deltas:
         if not abs(scale) < float("inf"):
             raise SlamkernError(f"the scale of {folder} is {scale}; expected a finite number")
-        names = {name.partition(NEURONS)[0] for name in _read(folder)[0]}
+        names = {name.partition(NEURONS)[0] for name in read_delta(folder)[1]}
         here = {name: parameters[name].clone() for name in names if name in parameters}
         load_delta(model, folder)
         for name, original in here.items():
@@ -84,13 +85,13 @@ def blend_deltas(model: nn.Module, deltas: Sequence[Scaled], out: str | Path) ->
     """
     out = _free(out)
     change = read_change(model, deltas)
-    stored = [_read(folder) for folder, _ in deltas]
+    stored = [read_delta(folder) for folder, _ in deltas]
     change.apply(model)
     try:
         values = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
         tensors: dict[str, Tensor] = {}
         for name in change.base:
-            tensors |= _stored_like(name, values[name], [tensors for tensors, _ in stored])
+            tensors |= _stored_like(name, values[name], [tensors for _, tensors, _ in stored])
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # before the base comes back
     finally:
         change.apply(model, 0.0)
@@ -98,7 +99,7 @@ def blend_deltas(model: nn.Module, deltas: Sequence[Scaled], out: str | Path) ->
     if selections:
         _merged(selections).save(out / SELECTION)
     made_from = [{"delta": str(folder), "scale": scale} for folder, scale in deltas]
-    save_tensors(out / DELTA, tensors, {**stored[0][1], "made_from": made_from})
+    save_tensors(out / DELTA, tensors, stored[0][2].model_dump() | {"made_from": made_from})
     return out / DELTA
 
 
@@ -108,7 +109,7 @@ def revert_layers(folder: str | Path, layers: Sequence[int], out: str | Path) ->
     Needs no model. SlamkernError for a layer that the delta does not change, and for all of them.
     """
     out = _free(out)
-    tensors, metadata = _read(folder)
+    _, tensors, metadata = read_delta(folder)
     changed = sorted({_layer(name) for name in tensors})
     if unknown := [layer for layer in layers if layer not in changed]:
         raise SlamkernError(f"{folder} does not change layers {_listed(unknown)}; it changes {_listed(changed)}")
@@ -122,7 +123,7 @@ def revert_layers(folder: str | Path, layers: Sequence[int], out: str | Path) ->
         neurons = selection.neurons and {layer: ids for layer, ids in selection.neurons.items() if layer in left}
         replace(selection, layers=left, k=len(left), neurons=neurons).save(out / SELECTION)
     made_from = [{"delta": str(folder), "reverted_layers": sorted(layers)}]
-    save_tensors(out / DELTA, kept, {**metadata, "made_from": made_from})
+    save_tensors(out / DELTA, kept, metadata.model_dump() | {"made_from": made_from})
     return out / DELTA
 
 
@@ -141,14 +142,6 @@ def sweep_scale(
     finally:
         change.apply(model, 0.0)
     return losses
-
-
-def _read(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    path = Path(folder) / DELTA if Path(folder).is_dir() else Path(folder)
-    tensors, metadata = load_tensors(path, "delta")
-    if metadata.get("format") != FORMAT:
-        raise SlamkernError(f"{path} is not a delta, but {metadata.get('format', 'another slamkern file')}")
-    return tensors, metadata
 
 
 def _beside(folder: str | Path) -> Path:

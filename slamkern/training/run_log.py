@@ -3,7 +3,8 @@
 ``run.json``       the record of the folder (see ``run_folder``): config, model, trained names, hashes of data and of
                    frozen weights. Their hash is the run's fingerprint.
 ``samples.txt``    three training examples as the model sees them.
-``metrics.jsonl``  one line a step. ``held_out.json``  held-out loss before and after, where it was asked for.
+``metrics.jsonl``  one line a step, with the hash of its values.
+``held_out.json``  held-out loss before and after, where it was asked for.
 ``checkpoint-N/``  see ``checkpoint``.
 ``delta.safetensors``  the result; its presence means that the run is finished.
 
@@ -23,21 +24,17 @@ from torch import nn
 
 from slamkern.data.token_table import TokenTable
 from slamkern.digests import combined_digest
-from slamkern.errors import DamagedFileError, SlamkernError
-from slamkern.files import read_checked, write_checked, write_text
+from slamkern.errors import SlamkernError
+from slamkern.files import sealed, write_checked, write_text
 from slamkern.probe.stats import model_signature
-from slamkern.reading import parse_json, read_text
 from slamkern.run_folder import RunFolder
+from slamkern.schemas.training import DELTA, read_held_out, read_steps
 from slamkern.selection.trainable import trained_parameters
-from slamkern.training.checkpoint import DELTA, list_checkpoints
+from slamkern.training.checkpoint import list_checkpoints
 
 log = logging.getLogger(__name__)
 
 KIND = "training"
-ROW = {
-    "step", "loss", "lr", "grad_norm", "tokens", "supervised_tokens", "tokens_per_second", "peak_memory_bytes",
-    "padding_share",
-}  # fmt: skip
 RESULTS = ("metrics.jsonl", "checkpoint-*", DELTA)
 # These change what is written and shown, or what is computed twice, not the result.
 WITHOUT_EFFECT = ("logging_steps", "memory_budget", "output_dir", "on_oom", "report_to", "save_minutes", "save_steps")
@@ -74,13 +71,13 @@ class RunLog:
         if self.path is None:
             return
         path = self.path / "metrics.jsonl"
-        self.rows = read_rows(path, step) if step else []
+        self.rows = read_steps(path, step) if step else []
         if step and (self.path / "held_out.json").exists():
-            self.held_out = read_checked(self.path / "held_out.json")
+            self.held_out = read_held_out(self.path / "held_out.json")
         if len(self.rows) != step:
             raise SlamkernError(f"{path} does not hold the steps 1 to {step}; the run cannot be resumed")
         if step:
-            write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows))
+            write_text(path, "".join(_line(row) for row in self.rows))
         else:
             path.unlink(missing_ok=True)
 
@@ -90,7 +87,7 @@ class RunLog:
         if self.path is None:
             return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(row, allow_nan=False) + "\n")
+            lines.write(_line(row))
 
     def sync(self) -> None:
         """Put the log on disk: it must not be behind a checkpoint. Not in every step, where it costs milliseconds."""
@@ -124,17 +121,8 @@ class RunLog:
         return SummaryWriter(str(self.path / "tensorboard"), purge_step=len(self.rows) + 1)
 
 
-def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
-    """The first ``limit`` lines of metrics.jsonl: steps from 1 on without a gap, every value a finite number."""
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(read_text(path).splitlines()[:limit], start=1):
-        row = parse_json(line, f"{path}:{number}")
-        if not isinstance(row, dict) or set(row) != ROW or row["step"] != number:
-            raise DamagedFileError(f"{path}:{number}: not the line of step {number}")
-        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in row.values()):
-            raise DamagedFileError(f"{path}:{number}: a value is not a number")
-        rows.append(row)
-    return rows
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(sealed(row)) + "\n"
 
 
 def claim_run(folder: RunFolder, settings: Mapping[str, Any], notes: Mapping[str, Any], *, resume: bool) -> RunLog:

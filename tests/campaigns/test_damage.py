@@ -16,11 +16,11 @@ import torch
 from support.tiny_run import tiny_run
 
 from slamkern.errors import SlamkernError
-from slamkern.evaluation.predictions import read_predictions
 from slamkern.files import load_tensors, read_checked
 from slamkern.pipeline import run
 from slamkern.probe.stats import ActivationStats
 from slamkern.run_folder import read_record
+from slamkern.schemas.predictions import read_predictions
 from slamkern.selection.layers import LayerSelection
 
 pytestmark = pytest.mark.campaign

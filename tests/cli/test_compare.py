@@ -5,8 +5,8 @@ import json
 import pytest
 
 from slamkern.cli.main import main
-from slamkern.evaluation.predictions import Prediction
 from slamkern.files import write_checked
+from slamkern.schemas.predictions import Prediction
 
 pytest.importorskip("py3langid")
 

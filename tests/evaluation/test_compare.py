@@ -7,12 +7,12 @@ import pytest
 
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.compare import compare, decide
-from slamkern.evaluation.predictions import Prediction
 from slamkern.evaluation.scoring import summarize
 from slamkern.files import write_checked
+from slamkern.schemas.predictions import Prediction
 
 SETTINGS = {
-    "task": "mgsm", "weights": "0", "dtype": "float32", "prompt": "metamath",
+    "task": "mgsm", "weights": "0" * 64, "dtype": "float32", "prompt": "metamath",
     "prompt_example": "Q: <question>", "max_new_tokens": 8, "stop": [],
 }  # fmt: skip
 
@@ -42,7 +42,7 @@ def flips(n, gained, lost):
 def gate(tmp_path, cases, **options):
     pairs = {code: flips(*case) for code, case in cases.items()}
     before = write(tmp_path / "before", {code: pair[0] for code, pair in pairs.items()})
-    after = write(tmp_path / "after", {code: pair[1] for code, pair in pairs.items()}, {"weights": "1"})
+    after = write(tmp_path / "after", {code: pair[1] for code, pair in pairs.items()}, {"weights": "1" * 64})
     return compare(before, after, drift=False, **options)
 
 

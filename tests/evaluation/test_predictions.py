@@ -5,7 +5,8 @@ import json
 import pytest
 
 from slamkern.errors import SlamkernError
-from slamkern.evaluation.predictions import Prediction, PredictionLog, read_predictions
+from slamkern.evaluation.predictions import PredictionLog
+from slamkern.schemas.predictions import Prediction, read_predictions
 
 SETTINGS = {"task": "mgsm", "prompt": "metamath"}
 ROWS = [
@@ -26,7 +27,7 @@ def test_lines_come_back_as_written_and_hold_the_contract_fields(tmp_path):
     path = write(tmp_path)
     assert read_predictions(path) == ROWS
     first = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
-    assert list(first) == ["id", "language", "question", "gold", "output", "prediction", "correct"]
+    assert list(first) == ["id", "language", "question", "gold", "output", "prediction", "correct", "sha256"]
 
 
 def test_each_line_is_on_disk_as_soon_as_it_is_added(tmp_path):
@@ -61,6 +62,13 @@ def test_a_folder_of_other_or_unknown_settings_is_refused_untouched(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_an_answer_changed_before_the_run_is_finished_is_refused(tmp_path):
+    path = write(tmp_path)
+    path.write_text(path.read_text(encoding="utf-8").replace("drei: 3", "drei: 8"), encoding="utf-8")
+    with pytest.raises(SlamkernError, match=r"predictions\.jsonl:1 is damaged"), PredictionLog(tmp_path, SETTINGS):
+        pass
+
+
 def test_a_run_that_answers_nothing_leaves_nothing(tmp_path):
     with PredictionLog(tmp_path / "out", SETTINGS):
         pass
@@ -77,14 +85,14 @@ GOOD = json.dumps(
     [
         (GOOD[:20], "not JSON"),
         (GOOD.replace('"prediction": 1', '"prediction": NaN'), "NaN is no number of JSON"),
-        (GOOD.replace('"prediction": 1', '"prediction": true'), "field 'prediction' is True"),
-        (GOOD.replace('"prediction": 1, ', ""), "field 'prediction' is missing"),
+        (GOOD.replace('"prediction": 1', '"prediction": true'), "prediction: Input should be a valid number, not True"),
+        (GOOD.replace('"prediction": 1, ', ""), "prediction: Field required"),
         (GOOD.replace('"gold"', '"id": "b", "gold"'), "the key 'id' stands there twice"),
         (GOOD.replace('"?"', '"\\ud800"'), "surrogate"),
         ("[1, 2]", "not a JSON object but list"),
-        (GOOD.replace('"gold": "1"', '"gold": 1'), "field 'gold' is 1"),
-        (GOOD.replace('"output": "1", ', ""), "field 'output' is missing"),
-        (GOOD.replace("true", "1"), "field 'correct' is 1"),
+        (GOOD.replace('"gold": "1"', '"gold": 1'), "gold: Input should be a valid string, not 1"),
+        (GOOD.replace('"output": "1", ', ""), "output: Field required"),
+        (GOOD.replace("true", "1"), "correct: Input should be a valid boolean, not 1"),
         (GOOD, "question 'a' is answered twice"),
     ],
 )

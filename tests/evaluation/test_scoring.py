@@ -5,7 +5,6 @@ import json
 import pytest
 
 from slamkern.errors import SlamkernError
-from slamkern.evaluation.predictions import Prediction
 from slamkern.evaluation.scoring import (
     EvaluationResult,
     average_interval,
@@ -15,6 +14,7 @@ from slamkern.evaluation.scoring import (
     wilson_interval,
 )
 from slamkern.files import write_checked
+from slamkern.schemas.predictions import Prediction
 
 # gold, output, correct under the standard rule, correct under the strict rule
 CASES = [

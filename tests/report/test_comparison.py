@@ -4,9 +4,9 @@ import json
 from xml.etree import ElementTree
 
 from slamkern.evaluation.compare import compare
-from slamkern.evaluation.predictions import Prediction
 from slamkern.evaluation.scoring import summarize
 from slamkern.report.comparison import write_comparison
+from slamkern.schemas.predictions import Prediction
 
 EVIL = "<script>alert('x')</script> & \x00\x1b[31m ]]>"
 

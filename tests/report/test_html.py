@@ -46,6 +46,7 @@ def metrics() -> dict[str, Any]:
     return {
         "slamkern": "0.1.0", "model": "tiny<b>", "model_description": "Tiny, 1,000 parameters",
         "data": {"path": "corpus:", "train_pairs": 90, "held_out_pairs": 10}, "training_prompt": "alpaca",
+        "selected_layers": [1, 2],
         "steps": 3, "losses": [5.0, 4.0, 3.5], "tokens": 12345, "tokens_per_second": 678.9, "padding_share": 0.015,
         "peak_memory_bytes": 2**30, "trained_parameters": 256, "total_parameters": 1000, "seconds": {"probe": 2.0},
         "before": before, "after": after, "config": {"select": {"k": 2}},
@@ -131,7 +132,7 @@ def test_metrics_that_are_none(folder: Path, change: dict[str, Any], message: st
 
 def test_samples_origin_and_what_cannot_be_concluded(folder: Path) -> None:
     made = {"date": "2026-01-01T10:00:00", "command": "slamkern run -o 'a b'", "versions": {"torch": "9.9"}}
-    (folder / "metrics.json").write_text(json.dumps(metrics() | {"made": made, "base_weights": "0123abcd"}))
+    (folder / "metrics.json").write_text(json.dumps(metrics() | {"made": made, "base_weights": "0123abcd" * 8}))
     page = write_report(folder).read_text()
     assert "4 questions in a language are too few to conclude anything" in page and "Sample outputs" not in page
     for expected in ("0123abcd", "2026-01-01T10:00:00", "torch 9.9", "slamkern run -o &#39;a b&#39;"):

@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 from support.tiny_models import tiny_model
 
 from slamkern.errors import SlamkernError
+from slamkern.schemas.training import DELTA
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection
 from slamkern.training.checkpoint import (
-    DELTA,
     list_checkpoints,
     load_delta,
     restore_checkpoint,

@@ -9,8 +9,8 @@ from support.tiny_training import CONFIG, PAIRS, SELECTION, lines, same_weights,
 
 from slamkern import patch_model
 from slamkern.errors import SlamkernError
+from slamkern.files import load_tensors
 from slamkern.selection.layers import LayerSelection
-from slamkern.training import checkpoint
 from slamkern.training.batches import StepPlan
 from slamkern.training.checkpoint import list_checkpoints, load_delta
 
@@ -97,7 +97,7 @@ def test_bfloat16_model_keeps_its_dtype_and_learns(fit, tmp_path):
     assert result.loss_last < result.loss_first
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     checkpoint_file = list_checkpoints(tmp_path)[-1] / "training-state.safetensors"
-    assert any(name.startswith("optimizer/master/") for name in checkpoint.load_tensors(checkpoint_file, "state")[0])
+    assert any(name.startswith("optimizer/master/") for name in load_tensors(checkpoint_file, "state")[0])
 
 
 # Step 2 is inside the first epoch, step 4 inside the second, step 3 between them.

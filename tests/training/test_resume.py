@@ -13,6 +13,7 @@ from support.tiny_training import CONFIG, PAIRS, SELECTION, lines, same_weights,
 
 from slamkern import patch_model
 from slamkern.errors import SlamkernError
+from slamkern.files import load_tensors
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection
 from slamkern.training import accumulate, checkpoint, loop
@@ -51,10 +52,7 @@ def test_a_killed_run_resumes_bitwise(fit, tmp_path, monkeypatch, killed_after, 
     assert result.losses == expected.losses and len(lines(tmp_path / "b")) == 6
     last = [list_checkpoints(tmp_path / name)[-1].name for name in "ab"]
     if last[0] == last[1]:
-        states = [
-            checkpoint.load_tensors(tmp_path / name / last[0] / "training-state.safetensors", "state")[0]
-            for name in "ab"
-        ]
+        states = [load_tensors(tmp_path / name / last[0] / "training-state.safetensors", "state")[0] for name in "ab"]
         assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
