@@ -11,9 +11,10 @@ import math
 import os
 import re
 import stat
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -25,7 +26,32 @@ LARGEST = 4096 * MIB  # of data and predictions, which are read whole
 
 def read_bytes(path: str | Path, *, limit: int = 64 * MIB) -> bytes:
     """The content of a regular file of at most ``limit`` bytes."""
-    path = Path(path)
+    with _opened(Path(path)) as file:
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            raise SlamkernError(f"{path} has {size:,} bytes; at most {limit:,} are read")
+        return file.read(limit)
+
+
+def iterate_lines(path: str | Path, *, longest: int = 64 * MIB) -> Iterator[str]:
+    """The lines of a regular UTF-8 file of any size, one by one, without their ends and without a byte-order mark.
+
+    Split at newlines only: sentences do contain U+2028 and other characters that ``splitlines`` would break at.
+    """
+    with _opened(Path(path)) as file:
+        start = 0
+        while raw := file.readline(longest + 1):
+            if len(raw) > longest:
+                raise SlamkernError(f"{path} has a line of more than {longest:,} bytes (from byte {start})")
+            try:
+                line = raw.decode("utf-8-sig" if start == 0 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise SlamkernError(f"{path} is not UTF-8 text (byte {start + error.start})") from error
+            start += len(raw)
+            yield line.removesuffix("\n").removesuffix("\r")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         # Without O_NONBLOCK the open itself waits for a pipe's other end.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -38,10 +64,8 @@ def read_bytes(path: str | Path, *, limit: int = 64 * MIB) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise SlamkernError(f"{path} is {_kind(status.st_mode)}, not a file")
-        if status.st_size > limit:
-            raise SlamkernError(f"{path} has {status.st_size:,} bytes; at most {limit:,} are read")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(limit)
+            yield file
     finally:
         os.close(descriptor)
 

@@ -12,15 +12,21 @@ and logged. Over-long rows are dropped at tokenization (``packing``), where leng
 """
 
 import logging
-import random
-from collections import Counter, defaultdict
+import sys
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import chain, groupby
 from pathlib import Path
+
+import numpy as np
 
 from slamkern.data.gsm8k_instruct import match_to_english
 from slamkern.data.languages import language
-from slamkern.data.readers import Record, field, hub_records, read_lines, read_records
+from slamkern.data.readers import Record, field, hub_records, iterate_nonempty, iterate_records
+from slamkern.data.record_table import RecordTable
 from slamkern.errors import SlamkernError
 from slamkern.reading import parse_json
 
@@ -51,8 +57,11 @@ def load_pairs(
     *,
     content: str = "question",
     limit: int | None = None,
-) -> list[Pair]:
+) -> RecordTable[Pair]:
     """All pairs of ``path`` whose source language is in ``languages`` (default: every one there), sorted by language.
+
+    They are read one by one and lie in an Arrow table (see ``arrow_table``), so there may be millions of them; only a
+    JSON list and problems with their solutions are read whole.
 
     ``content`` is ``question``, ``answer`` or ``both``. ``limit`` keeps the first pairs of each language and kind.
     ``SlamkernError`` for a missing, empty, ragged or malformed file, an unknown language, a language without pairs.
@@ -62,30 +71,39 @@ def load_pairs(
     if limit is not None and limit < 1:
         raise SlamkernError(f"limit={limit}; use at least 1 pair per language, or None for all")
     wanted = None if languages is None else {language(code).code for code in languages} - {"en"}
-    kept: dict[tuple[str, str], list[Pair]] = defaultdict(list)
+    counts: Counter[tuple[str, str]] = Counter()  # (language, kind)
+    keys: dict[tuple[str, str], int] = {}
+    key_of = array("H")  # of each pair that is kept
     dropped: Counter[str] = Counter()
-    for pair in _read(str(path), wanted, KINDS[content], limit):
-        language(pair.source_language), language(pair.target_language)
-        rows = kept[pair.source_language, pair.kind]
-        if pair.kind not in KINDS[content] or (wanted is not None and pair.source_language not in wanted | {"en"}):
-            continue
-        if pair.source_language == "en":
-            dropped["with English as the source"] += 1
-        elif not pair.source.strip() or not pair.target.strip():
-            dropped["with an empty side"] += 1
-        elif limit is None or len(rows) < limit:
-            rows.append(pair)
+
+    def kept() -> Iterator[Pair]:
+        for pair in _read(str(path), wanted, KINDS[content], limit):
+            language(pair.source_language), language(pair.target_language)
+            key = pair.source_language, pair.kind
+            if pair.kind not in KINDS[content] or (wanted is not None and pair.source_language not in wanted | {"en"}):
+                continue
+            if pair.source_language == "en":
+                dropped["with English as the source"] += 1
+            elif not pair.source.strip() or not pair.target.strip():
+                dropped["with an empty side"] += 1
+            elif limit is None or counts[key] < limit:
+                counts[key] += 1
+                key_of.append(keys.setdefault(key, len(keys)))
+                yield pair
+
+    pairs = RecordTable.collect(Pair, kept())
     for reason, count in dropped.items():
         LOGGER.warning("%s: dropped %d rows %s", path, count, reason)
-    found = sorted({code for (code, _), rows in kept.items() if rows})
+    found = sorted({code for code, _ in counts})
     missing = sorted((wanted or set()) - set(found))
     if missing or not found:
         lacking = f"in {' '.join(missing)}" if missing else "of any language but English"
         raise SlamkernError(f"{path} has no {content} pairs {lacking}; it has: {' '.join(found) or 'none'}")
-    return [pair for key in sorted(kept) for pair in kept[key]]
+    place = np.array([sorted(keys).index(key) for key in keys])
+    return pairs.select(np.argsort(place[np.array(key_of)], kind="stable"))
 
 
-def split_pairs(pairs: Sequence[Pair], held_out_per_language: int, seed: int) -> tuple[list[Pair], list[Pair]]:
+def split_pairs(pairs: Sequence[Pair], held_out_per_language: int, seed: int) -> tuple[Sequence[Pair], list[Pair]]:
     """(train, held out), each in the order of ``pairs``; no target text is in both.
 
     Exactly ``held_out_per_language`` pairs of each language are held out. Their target texts leave training in every
@@ -93,26 +111,36 @@ def split_pairs(pairs: Sequence[Pair], held_out_per_language: int, seed: int) ->
     """
     if held_out_per_language < 0:
         raise SlamkernError(f"cannot hold out {held_out_per_language} pairs per language")
-    groups: dict[str, list[int]] = defaultdict(list)
+    # Targets in the order of a keyed hash: a random one that adding pairs does not change; equal ones lie together.
+    hashes = np.empty(len(pairs), dtype=np.uint64)
+    codes: list[str] = []
+    key = f"hold out {seed}".encode()
     for index, pair in enumerate(pairs):
-        groups[pair.target.strip()].append(index)
-    targets = sorted(groups)
-    random.Random(f"hold out {seed}").shuffle(targets)
-    need = {pair.source_language: held_out_per_language for pair in pairs}
+        hashes[index] = int.from_bytes(blake2b(pair.target.strip().encode(), digest_size=8, key=key).digest())
+        codes.append(sys.intern(pair.source_language))
+    order = np.argsort(hashes, kind="stable")
+    need, have = Counter(dict.fromkeys(codes, held_out_per_language)), Counter(codes)
     held, gone = set(), set()
-    for target in targets:
-        if any(need[pairs[index].source_language] for index in groups[target]):
-            gone.update(groups[target])
-            for index in groups[target]:
-                if need[pairs[index].source_language]:
-                    need[pairs[index].source_language] -= 1
+    for _, same in groupby(order.tolist(), key=lambda index: hashes[index]):
+        if not need.total():
+            break
+        group = list(same)
+        if any(need[codes[index]] for index in group):
+            gone.update(group)
+            for index in group:
+                if need[codes[index]]:
+                    need[codes[index]] -= 1
                     held.add(index)
-    train = [pair for index, pair in enumerate(pairs) if index not in gone]
-    for code in need:
-        if need[code] or code not in {pair.source_language for pair in train}:
-            have = sum(pair.source_language == code for pair in pairs)
-            raise SlamkernError(f"{code} has {have} pairs: too few to hold out {held_out_per_language} and train")
-    return train, [pairs[index] for index in sorted(held)]
+    left = have - Counter(codes[index] for index in gone)
+    for code in have:
+        if need[code] or not left[code]:
+            raise SlamkernError(f"{code} has {have[code]} pairs: too few to hold out {held_out_per_language} and train")
+    train = [index for index in range(len(pairs)) if index not in gone]
+    return _select(pairs, train), [pairs[index] for index in sorted(held)]
+
+
+def _select(pairs: Sequence[Pair], indices: Sequence[int]) -> Sequence[Pair]:
+    return pairs.select(indices) if isinstance(pairs, RecordTable) else [pairs[index] for index in indices]
 
 
 def _read(path: str, wanted: set[str] | None, kinds: tuple[str, ...], limit: int | None) -> Iterator[Pair]:
@@ -124,7 +152,7 @@ def _read(path: str, wanted: set[str] | None, kinds: tuple[str, ...], limit: int
     elif Path(path).is_dir():
         yield from _folder(Path(path), wanted, kinds)
     elif Path(path).exists():
-        yield from _from_records(read_records(Path(path)), path)
+        yield from _from_records(iterate_records(Path(path)), path)
     else:
         raise SlamkernError(f"no data at {path}: use a folder, a .json or .jsonl file, corpus: or hf:owner/name")
 
@@ -150,12 +178,12 @@ def _folder(folder: Path, wanted: set[str] | None, kinds: Iterable[str]) -> Iter
 
 def _parallel_lines(direction: Path, source: str, target: str, kind: str) -> Iterator[Pair]:
     files = direction / f"train.{source}", direction / f"train.{target}"
-    sides = [read_lines(file) for file in files]
-    if len(sides[0]) != len(sides[1]):
+    counts = [sum(1 for _ in iterate_nonempty(file)) for file in files]
+    if counts[0] != counts[1]:
         raise SlamkernError(
-            f"{files[0]} has {len(sides[0])} lines but {files[1].name} beside it has {len(sides[1])}: not parallel"
+            f"{files[0]} has {counts[0]} lines but {files[1].name} beside it has {counts[1]}: not parallel"
         )
-    for number, (line, other) in enumerate(zip(*sides, strict=True), 1):
+    for number, (line, other) in enumerate(zip(*map(iterate_nonempty, files), strict=True), 1):
         texts = [_unquoted(text, f"{direction}:{number}") if kind == "answer" else text for text in (line, other)]
         yield Pair(texts[0].strip(), texts[1].strip(), source, target, kind, f"{direction.name}-{kind}-{number}")
 
@@ -167,9 +195,13 @@ def _unquoted(line: str, where: str) -> str:
     return str(parse_json(line, f"{where} starts with a quote"))
 
 
-def _from_records(records: list[Record], name: str) -> Iterator[Pair]:
-    if records and "source" not in records[0]:
-        for number, (problem, english) in enumerate(match_to_english(records, name), 1):
+def _from_records(records: Iterator[Record], name: str) -> Iterator[Pair]:
+    first = next(records, None)
+    if first is None:
+        return
+    records = chain([first], records)
+    if "source" not in first:
+        for number, (problem, english) in enumerate(match_to_english(list(records), name), 1):
             identity = problem.id or str(number)
             question = Pair(problem.question, english.question, problem.language, id=identity)
             yield question

@@ -3,41 +3,56 @@
 What the records mean is the business of those who read them (``data``, ``parallel``, ``tasks``).
 """
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from slamkern.errors import SlamkernError
-from slamkern.reading import LARGEST, parse_json, read_text
+from slamkern.reading import LARGEST, iterate_lines, parse_json, read_text
 
 Record = dict[str, Any]
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file that is there and not empty.
-
-    Split at newlines only: sentences do contain U+2028 and other characters that ``splitlines`` would break at.
-    """
-    text = read_text(path, limit=LARGEST)
-    if not text.strip():
+def iterate_nonempty(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, one by one; SlamkernError at its end where all are blank."""
+    blank = True
+    for line in iterate_lines(path):
+        blank = blank and not line.strip()
+        yield line
+    if blank:
         raise SlamkernError(f"{path} is empty")
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file that is there and not empty."""
+    return list(iterate_nonempty(path))
+
+
+def iterate_records(path: Path) -> Iterator[Record]:
+    """The objects of JSON lines, one by one, or of a JSON list, whichever the file holds (upstream calls both
+    ``.json``). A list is read whole.
+    """
+    lines = iterate_nonempty(path)
+    first = next(lines)
+    if first.lstrip().startswith("["):
+        values = parse_json(read_text(path, limit=LARGEST), str(path))
+    else:
+        numbered = enumerate(chain([first], lines), 1)
+        values = (parse_json(line, f"{path}:{number}") for number, line in numbered if line.strip())
+    for number, record in enumerate(values, 1):
+        if not isinstance(record, dict):
+            raise SlamkernError(f"record {number} of {path} is not a JSON object")
+        yield record
 
 
 def read_records(path: Path) -> list[Record]:
-    """The objects of a JSON list or of JSON lines, whichever the file holds (upstream calls both ``.json``)."""
-    lines = read_lines(path)
-    if lines[0].lstrip().startswith("["):
-        records = parse_json("\n".join(lines), str(path))
-    else:
-        records = [parse_json(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict):
-            raise SlamkernError(f"record {number} of {path} is not a JSON object")
-    return records
+    """All of :func:`iterate_records`."""
+    return list(iterate_records(path))
 
 
-def hub_records(name: str, split: str, config: str | None = None) -> list[Record]:
-    """All rows of a split of a dataset of the Hugging Face hub (or of its local cache)."""
+def hub_records(name: str, split: str, config: str | None = None) -> Iterator[Record]:
+    """The rows, one by one, of a split of a dataset of the Hugging Face hub (or of its local cache)."""
     try:
         import datasets
     except ImportError as error:
@@ -47,7 +62,7 @@ def hub_records(name: str, split: str, config: str | None = None) -> list[Record
     except Exception as error:  # the hub's client raises a dozen unrelated kinds for one unreachable dataset
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise SlamkernError(f"cannot load {name} from the hub: {reason[:200]}; use local files instead") from error
-    return [dict(row) for row in rows]
+    yield from map(dict, rows)
 
 
 def field(record: Record, names: tuple[str, ...], where: str) -> str:

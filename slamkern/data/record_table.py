@@ -27,7 +27,7 @@ class RecordTable(Rows[T]):
         table = ArrowTable.collect(in_batches((vars(record) for record in records), schema), schema)
         return cls(kind, table, np.arange(table.rows))
 
-    def select(self, indices: Sequence[int]) -> "RecordTable[T]":
+    def select(self, indices: "Sequence[int] | np.ndarray[Any, Any]") -> "RecordTable[T]":
         """Those at ``indices``, in this order, without a copy."""
         return RecordTable(self._kind, self._table, self._order[np.asarray(indices, dtype=np.int64)])
 

@@ -139,7 +139,7 @@ def _hub(name: str, codes: list[str] | None, limit: int | None) -> list[Question
         raise SlamkernError(f"{repository} has no {' '.join(unavailable)}; it has: {' '.join(available)}")
     questions = []
     for code in codes or available:
-        records = hub_records(repository, "test", code)
+        records = list(hub_records(repository, "test", code))
         questions += _questions(name, code, records, f"{repository}/{code}")[:limit]
     return questions
 

@@ -11,7 +11,7 @@ from slamkern.probe.stats import ActivationStats
 from slamkern.selection.layers import LayerSelection, select_layers
 
 
-def alignment_pairs(config: RunConfig) -> tuple[list[Pair], list[Pair]]:
+def alignment_pairs(config: RunConfig) -> tuple[Sequence[Pair], list[Pair]]:
     """(pairs to train on, held-out pairs) of the data section."""
     data = config.data
     if not data.path:
@@ -25,9 +25,13 @@ def probe_texts(config: RunConfig, pairs: Sequence[Pair] = ()) -> dict[str, list
     section = config.probe
     texts: dict[str, list[str]] = {}
     if section.task == "data":
-        texts["en"] = list(dict.fromkeys(pair.target for pair in pairs if pair.target_language == "en"))
+        english: dict[str, None] = {}
         for pair in pairs:
-            texts.setdefault(pair.source_language, []).append(pair.source)
+            if len(rows := texts.setdefault(pair.source_language, [])) < section.questions:
+                rows.append(pair.source)
+            if len(english) < section.questions and pair.target_language == "en":
+                english[pair.target] = None
+        texts = {"en": list(english), **texts}
     else:
         from slamkern.data.tasks import load_task
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from slamkern.data import arrow_table
 from slamkern.data.pairs import Pair, load_pairs, split_pairs
 from slamkern.errors import SlamkernError
 
@@ -163,3 +164,26 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused():
         split_pairs(make_pairs(5), 5, seed=0)
     with pytest.raises(SlamkernError, match="cannot hold out -1"):
         split_pairs(make_pairs(5), -1, seed=0)
+
+
+def test_many_pairs_are_read_into_a_file_and_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "pairs.jsonl"
+    records = [{"source": f"q {i}", "target": f"t {i % 900}", "source_language": ("fr", "de", "sw")[i % 3]}
+               for i in range(3001)]  # fmt: skip
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    few = load_pairs(data)
+    monkeypatch.setattr(arrow_table, "IN_MEMORY", 2000)
+    monkeypatch.setattr(arrow_table, "RELEASE", 5)
+    many = load_pairs(data)
+    assert (tmp_path / "cache" / "slamkern").is_dir() and not list((tmp_path / "cache").glob("*/*"))  # without a name
+    assert [pair.source_language for pair in many] == ["de"] * 1000 + ["fr"] * 1001 + ["sw"] * 1000
+    assert many == few == list(many) and many[1:3] == few[1:3] and many[-1].source == "q 2999"
+    assert split_pairs(many, 7, seed=0) == split_pairs(list(few), 7, seed=0)
+
+
+def test_pairs_that_are_added_leave_the_choice_of_held_out_ones_alone():
+    pairs = make_pairs(40)
+    _, held_out = split_pairs(pairs, 5, seed=0)
+    _, again = split_pairs([*make_pairs(60)], 5, seed=0)
+    assert len(set(held_out) & set(again)) >= 5  # half as likely to stay as pairs were added; all anew would keep 1
