@@ -150,8 +150,8 @@ def train(
 ) -> None:
     """Fine-tune the FFNs of the selected layers on translation into English: writes a delta checkpoint and its log."""
     from slamkern.modules.patch import patch_model
+    from slamkern.pipeline import stages
     from slamkern.pipeline.checks import check_model, check_prompt
-    from slamkern.pipeline.stages import alignment_pairs
     from slamkern.selection.layers import LayerSelection, check_layers
     from slamkern.selection.trainable import apply_selection
     from slamkern.training import loop
@@ -162,26 +162,28 @@ def train(
         train={"memory_budget": memory_budget, "frozen_precision": frozen_precision},
     )  # fmt: skip
     chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
-    pairs, held_out = alignment_pairs(settings)
+    pairs, held_out = stages.alignment_pairs(settings)
     check_prompt(settings.train.prompt)
     check_layers(chosen.layers, check_model(settings.model))
     if dry_run:
         from slamkern.pipeline.plan import Plan
 
         plan = Plan(settings)
-        plan.train(pairs, chosen)
+        plan.train(plan.examples(pairs, held_out), chosen)
         print_plan(plan.lines)
         return
     loaded, tokenizer = load(settings)
+    questions = stages.reply_questions(settings, pairs, held_out)
+    replies = stages.model_replies(settings, loaded, tokenizer, questions, out / "replies.json", progress=True)
     apply_selection(patch_model(loaded), chosen, settings.select.projections)
     result = loop.train(
         loaded,
         tokenizer,
-        pairs,
+        stages.training_examples(settings, pairs, replies),
         replace(settings.train, output_dir=out),
         selection=chosen,
         resume=resume,
-        held_out=held_out,
+        held_out=stages.held_out_examples(settings, held_out, replies),
     )
     share = 100 * result.trained_parameters / result.total_parameters
     typer.echo(
@@ -211,7 +213,6 @@ def evaluate(
     overrides: Set = None,
 ) -> None:
     """Answer accuracy per language: writes predictions.jsonl and evaluation.json. The same command resumes."""
-    from slamkern.data.tasks import load_task
     from slamkern.evaluation import accuracy, scoring
     from slamkern.pipeline.checks import check_prompt
 
@@ -223,7 +224,7 @@ def evaluate(
     if section.task is None:
         raise SlamkernError("no task given: use --task mgsm, msvamp or corpus")
     check_prompt(section.prompt)
-    questions = load_task(section.task, section.languages, section.data, section.limit)
+    questions = section.load()
     if dry_run:
         from slamkern.pipeline.plan import Plan
 

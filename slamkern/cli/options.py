@@ -29,6 +29,7 @@ def check_out(path: Path | None) -> Path | None:
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", callback=check_out)]
+Recipe = Annotated[str | None, typer.Option("--recipe", "-r", help="Begin with a measured configuration: reply.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="HF folder, .gguf file, hub id, or smollm2.")]
 Data = Annotated[
     str | None, typer.Option("--data", "-d", help="Parallel text: folder, JSON(L), corpus:, hf:owner/name.")
@@ -47,11 +48,14 @@ MemoryBudget = Annotated[str | None, typer.Option(help="Like 24GB; recomputes as
 FrozenPrecision = Annotated[str | None, typer.Option(help="Frozen weights in training: model (their dtype) or fp8.")]
 
 
-def configure(config: Path | None, overrides: list[str] | None, **options: Mapping[str, Any]) -> "RunConfig":
+def configure(
+    config: Path | None, overrides: list[str] | None, recipe: str | None = None, **options: Mapping[str, Any]
+) -> "RunConfig":
     """The configuration; ``options`` holds a command's own options by section (None: not given)."""
+    from slamkern.pipeline import recipes
     from slamkern.pipeline.config import load_config
 
-    return load_config(config, overrides or (), options)
+    return load_config(config, overrides or (), options, base=recipes.recipe(recipe) if recipe else {})
 
 
 def model_options(name: str | None, trust_remote_code: bool | None, allow_pickle: bool | None) -> dict[str, Any]:

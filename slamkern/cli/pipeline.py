@@ -13,6 +13,7 @@ from slamkern.cli.options import (
     Languages,
     Model,
     Out,
+    Recipe,
     Set,
     TrustRemoteCode,
     configure,
@@ -26,6 +27,7 @@ def run(
     model: Model = None,
     data: Data = None,
     languages: Languages = None,
+    recipe: Recipe = None,
     trust_remote_code: TrustRemoteCode = None,
     allow_pickle: AllowPickle = None,
     dry_run: DryRun = False,
@@ -39,6 +41,7 @@ def run(
     settings = configure(
         config,
         overrides,
+        recipe,
         model=model_options(model, trust_remote_code, allow_pickle),
         data={"path": data, "languages": languages},
     )

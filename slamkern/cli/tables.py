@@ -46,6 +46,9 @@ def before_after(metrics: Mapping[str, Any]) -> None:
         f"{before['english_loss']:.3f} -> {after['english_loss']:.3f}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+    if "reply_loss" in before:
+        parts = [f"{code} {loss:.3f} -> {after['reply_loss'][code]:.3f}" for code, loss in before["reply_loss"].items()]
+        console.print(f"loss of the model's own English replies: {', '.join(parts)}", highlight=False, soft_wrap=True)
     if new_scores:
         console.print(
             f"accuracy: {new_scores['task']}, prompt {new_scores['prompt']}, {new_scores['rule']}",

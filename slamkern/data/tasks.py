@@ -51,13 +51,31 @@ def load_task(
     languages: Sequence[str] | None = None,
     data: str | Path | None = None,
     limit: int | None = None,
+    *,
+    first: int = 0,
 ) -> list[Question]:
     """The first ``limit`` questions (None: all) of each language (None: every one there is), language by language.
 
+    ``first``: how many of these are left out at the beginning.
+
     ``data`` is a folder with the files above, or a pattern such as ``dir/test_{language}.jsonl`` with ``{language}``
     (code or English name), or one file for one language; without it the questions come from the hub. ``SlamkernError``
-    for an unknown task or language, a missing, empty or malformed file, a gold answer without a number.
+    for an unknown task or language, a missing, empty or malformed file, a gold answer without a number, and a language
+    that has no more than ``first`` questions.
     """
+    questions = _load(name, languages, data, limit)
+    if first == 0:
+        return questions
+    groups: dict[str, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(question.language, []).append(question)
+    for code, rows in groups.items():
+        if len(rows) <= first:
+            raise SlamkernError(f"{name} has {len(rows)} questions in {code}: none is left behind the first {first}")
+    return [question for rows in groups.values() for question in rows[first:]]
+
+
+def _load(name: str, languages: Sequence[str] | None, data: str | Path | None, limit: int | None) -> list[Question]:
     if name not in TASKS:
         raise SlamkernError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
     if limit is not None and limit < 1:

@@ -35,8 +35,28 @@ def generate(
     stop: Sequence[str] = (),
     names: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Yield ``(index into prompts, generated text)`` for every prompt, as they finish.
+    """Yield ``(index into prompts, generated text)`` for every prompt, as they finish; see `generate_to_end`."""
+    for index, text, _ in generate_to_end(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, batch_size=batch_size,
+        stop=stop, names=names,
+    ):  # fmt: skip
+        yield index, text
 
+
+def generate_to_end(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 512,
+    batch_tokens: int = 16384,
+    batch_size: int | None = None,
+    stop: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+) -> Iterator[tuple[int, str, bool]]:
+    """Yield ``(index into prompts, generated text, whether it came to its end)`` for every prompt, as they finish.
+
+    An end is an end-of-sequence token or a stop string; a text without one was cut at ``max_new_tokens``.
     As many rows run at once as fit ``batch_tokens`` cache positions, a row taking the longest prompt plus
     ``max_new_tokens`` (one row always fits), and at most ``batch_size`` rows. The text excludes the prompt, special
     tokens, and everything from the first stop string on. ``names`` (default: positions) name prompts in errors.
@@ -60,7 +80,7 @@ def generate(
             with eval_mode(model):
                 new_tokens = _decode_batch(model, tokenizer, [rows[i] for i in batch], ends, max_new_tokens, stop)
             for index, tokens in zip(batch, new_tokens, strict=True):
-                yield index, _text(tokenizer, tokens, ends, stop)
+                yield index, *_text(tokenizer, tokens, ends, stop)
         return
     order = [index for batch in batches for index in batch]
     stops = _Stops(tokenizer, stop)
@@ -77,7 +97,7 @@ def generate(
         if not done:
             return
         for position, tokens in done:
-            yield order[position], _text(tokenizer, tokens, ends, stop)
+            yield order[position], *_text(tokenizer, tokens, ends, stop)
 
 
 def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -170,11 +190,14 @@ class _Stops:
         return torch.tensor([self.met(row) for row in rows], device=input_ids.device)
 
 
-def _text(tokenizer: "PreTrainedTokenizerBase", tokens: list[int], ends: Sequence[int], stop: Sequence[str]) -> str:
-    """What a row says: its tokens up to the first end token, decoded, up to the first stop string."""
+def _text(
+    tokenizer: "PreTrainedTokenizerBase", tokens: list[int], ends: Sequence[int], stop: Sequence[str]
+) -> tuple[str, bool]:
+    """What a row says, and whether it ended: up to the first end token, decoded, up to the first stop string."""
     length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
     text = _plain(tokenizer, tokens[:length])
-    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+    stops = [text.find(s) for s in stop if s in text]
+    return text[: min(stops, default=len(text))], bool(stops) or length < len(tokens)
 
 
 def _plain(tokenizer: "PreTrainedTokenizerBase", tokens: list[int]) -> str:

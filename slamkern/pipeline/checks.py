@@ -8,7 +8,6 @@ from typing import Any
 
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import get_prompt
-from slamkern.data.tasks import load_task
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.loading import load_config_of, resolve_device
 from slamkern.pipeline.sections import ModelSection, RunConfig, SelectSection
@@ -24,9 +23,7 @@ def check_run(config: RunConfig, aligned: Sequence[Pair], held_out: Sequence[Pai
     for spec in (config.train.prompt, config.evaluate.prompt):
         check_prompt(spec)
     english_texts(config, held_out)
-    section = config.evaluate
-    if section.task is not None:
-        load_task(section.task, section.languages, section.data, section.limit)
+    config.evaluate.load()
 
 
 def check_model(section: ModelSection) -> int:

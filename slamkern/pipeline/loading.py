@@ -35,13 +35,22 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on cuda (the recipe's precision) and float32 on cpu (bfloat16 is slower there)."""
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    """``auto`` is bfloat16 on cuda (the recipe's precision) and float32 on cpu, where texts then depend on no batching.
+
+    ``fast`` is bfloat16 on a CPU too where that has instructions for its products (AVX512-BF16, AMX).
+    """
+    if dtype == "auto" or dtype == "fast":
+        native = device.type == "cuda" or (dtype == "fast" and multiplies_bfloat16())
+        return torch.bfloat16 if native else torch.float32
     choices = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in choices:
-        raise SlamkernError(f"unknown dtype {dtype!r}; use auto, {', '.join(choices)}")
+        raise SlamkernError(f"unknown dtype {dtype!r}; use auto, fast, {', '.join(choices)}")
     return choices[dtype]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16; without them torch's are slower than float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _require(modules: tuple[str, ...], purpose: str) -> None:
@@ -93,7 +102,8 @@ def load_model(
 
     Args:
         spec: local folder, ``.gguf`` file, ``smollm2`` or hub id.
-        dtype: ``auto`` (bfloat16 on cuda, float32 on cpu), ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``auto`` (bfloat16 on cuda, float32 on cpu), ``fast`` (see :func:`resolve_dtype`), ``float32``,
+            ``bfloat16`` or ``float16``.
         device: ``auto``, or what :class:`torch.device` takes.
         trust_remote_code: run the Python code that comes with the model; without it, such a model is refused.
         allow_pickle: also read weights in PyTorch's pickle format, not only safetensors and GGUF.

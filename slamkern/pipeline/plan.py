@@ -12,11 +12,11 @@ import torch
 
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import encode_prompts, get_prompt
-from slamkern.data.tasks import Question, load_task
+from slamkern.data.tasks import Question
 from slamkern.pipeline.checks import check_run
 from slamkern.pipeline.loading import load_config_of, load_tokenizer, resolve_device, resolve_dtype
 from slamkern.pipeline.sections import RunConfig
-from slamkern.pipeline.stages import alignment_pairs, probe_texts
+from slamkern.pipeline.stages import alignment_pairs, probe_texts, reply_questions, training_examples
 from slamkern.selection.layers import LayerSelection, choose_before_probe
 from slamkern.selection.trainable import apply_selection
 from slamkern.training.batches import StepPlan, tokenize
@@ -63,6 +63,20 @@ class Plan:
             values = len(texts) * self.shape.num_hidden_layers * neurons
             # Per language int64, and two float64; per group of questions float32 and int32.
             self.lines.append(("  disk", f"{gigabytes(values * (24 + 8 * section.groups))} of statistics"))
+
+    def examples(self, aligned: Sequence[Pair], held_out: Sequence[Pair]) -> list[Pair]:
+        """What would be trained on; the replies that the model would give first are as long as they may be."""
+        section = self.config.align
+        questions = reply_questions(self.config, aligned, held_out)
+        if questions:
+            prompt = get_prompt(self.config.train.prompt, self.tokenizer)
+            read = sum(map(len, encode_prompts([prompt.question(text, "en") for text in questions], self.tokenizer)))
+            written = len(questions) * section.max_new_tokens
+            self.lines.append(
+                ("replies", f"{len(questions):,} questions, {read:,} tokens read, at most {written:,} written")
+            )
+        longest = dict.fromkeys(questions, " a" * section.max_new_tokens)
+        return training_examples(self.config, aligned, longest)
 
     def train(self, pairs: Sequence[Pair], selection: LayerSelection | None) -> None:
         """Every step on these pairs; without a selection, of as many layers as will be chosen."""
@@ -145,8 +159,7 @@ def plan_run(config: RunConfig) -> list[tuple[str, str]]:
     check_run(config, aligned, held_out)
     plan = Plan(config)
     plan.probe(probe_texts(config, aligned))
-    plan.train(aligned, None)
-    section = config.evaluate
-    if section.task is not None:
-        plan.evaluate(load_task(section.task, section.languages, section.data, section.limit), times=2)
+    plan.train(plan.examples(aligned, held_out), None)
+    if config.evaluate.task is not None:
+        plan.evaluate(config.evaluate.load(), times=2)
     return plan.lines

@@ -2,6 +2,7 @@
 
     run.json             the record of the folder (see run_folder): configuration, seconds of each stage
     stats.safetensors    what the probe saw          selection.json   which layers are trained and why
+    replies.json         the model's own, where align asks for them
     train/               log, checkpoints, delta     evaluation/      before and after: scores, predictions
     metrics.json         every number of the run     report.html      the same to look at, with figures/*.png
 
@@ -14,6 +15,7 @@ import platform
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +30,15 @@ from slamkern.modules.patch import patch_model
 from slamkern.pipeline.checks import check_run
 from slamkern.pipeline.config import RunConfig
 from slamkern.pipeline.loading import describe, load_model
-from slamkern.pipeline.stages import alignment_pairs, choose_layers, measure, probe_model
+from slamkern.pipeline.stages import (
+    alignment_pairs,
+    choose_layers,
+    measure,
+    model_replies,
+    probe_model,
+    reply_questions,
+    training_examples,
+)
 from slamkern.run_folder import RunFolder
 from slamkern.schemas.metrics import read_measurement, read_metrics
 from slamkern.selection.layers import LayerSelection
@@ -100,6 +110,7 @@ def run(config: RunConfig, out: str | Path, *, progress: bool = True) -> dict[st
 
 def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, progress: bool = True) -> dict[str, Any]:
     """The stages that are still to be done of a run that trains on ``aligned`` and measures on ``held_out``."""
+    from slamkern.evaluation.replies import count_unfinished, read_replies
     from slamkern.report.html import write_report
     from slamkern.selection.trainable import apply_selection
     from slamkern.training.loop import train
@@ -119,15 +130,25 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
         "select", "selection.json", lambda path: choose_layers(config, stats_path).save(path)
     )
     selection = LayerSelection.load(selection_path)
+    questions, replies = reply_questions(config, aligned, held_out), {}
+    if questions:
+        path = claimed.stage(
+            "replies",
+            "replies.json",
+            lambda path: model_replies(config, model, tokenizer, questions, path, progress=progress),
+        )
+        replies = read_replies(path)
+    examples = training_examples(config, aligned, replies)
     apply_selection(model, selection, config.select.projections)
 
     def measure_into(path: Path) -> None:
-        write_checked(path, measure(config, model, tokenizer, held_out, out=path.with_suffix(""), progress=progress))
+        values = measure(config, model, tokenizer, held_out, replies, out=path.with_suffix(""), progress=progress)
+        write_checked(path, values)
 
     before = claimed.stage("before", "evaluation/before.json", measure_into)
     started = time.perf_counter()
     result = train(
-        model, tokenizer, aligned, replace(config.train, output_dir=out / "train"),
+        model, tokenizer, examples, replace(config.train, output_dir=out / "train"),
         selection=selection, resume=True, progress=progress,
     )  # fmt: skip
     claimed.seconds.setdefault("train", round(time.perf_counter() - started, 1))
@@ -146,6 +167,8 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
         },
         "data": {"path": config.data.path, "train_pairs": len(aligned), "held_out_pairs": len(held_out)},
         "training_prompt": config.train.prompt,
+        "examples": dict(Counter(pair.source_language for pair in examples)),
+        "unfinished_replies": count_unfinished(path) if questions else 0,
         "selected_layers": list(selection.layers),
         **{name: value for name, value in asdict(result).items() if name not in ("output_dir", "held_out_loss")},
         "before": read_measurement(before),

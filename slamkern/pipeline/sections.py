@@ -7,10 +7,11 @@ whatever needs a file or a model is not.
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from slamkern.data.alignment import Target, needs_replies
 from slamkern.data.languages import language
-from slamkern.data.tasks import TASKS
+from slamkern.data.tasks import TASKS, Question, load_task
 from slamkern.ops import Observable
 from slamkern.selection.layers import PRESETS
 from slamkern.selection.scores import SCORES
@@ -48,6 +49,7 @@ def _languages(codes: tuple[str, ...] | None) -> tuple[str, ...] | None:
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Languages = Annotated[tuple[str, ...] | None, AfterValidator(_languages), BeforeValidator(_split)]
+Targets = Annotated[tuple[Target, ...], Field(min_length=1), BeforeValidator(_split)]
 Projections = Annotated[tuple[Literal["gate", "up", "down"], ...], Field(min_length=1), BeforeValidator(_split)]
 
 
@@ -60,11 +62,13 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which model: a local Hugging Face folder, a GGUF file, a hub id, or ``smollm2``.
 
-    ``trust_remote_code`` runs Python code that comes with it; ``allow_pickle`` reads weights that are no safetensors.
+    ``dtype``: ``auto`` is bfloat16 on a GPU and float32 on a CPU; ``fast`` takes bfloat16 on a CPU too where that has
+    instructions for its products. ``trust_remote_code`` runs Python code that comes with it; ``allow_pickle`` reads
+    weights that are no safetensors.
     """
 
     name: str = ""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -84,6 +88,27 @@ class DataSection(Section):
     limit: Count | None = None
     held_out: Count = 20
     seed: Seed = 0
+
+
+class AlignSection(Section):
+    """What training teaches as the reply to a question in another language (see ``slamkern.data.alignment``).
+
+    ``target``: translation (SLAM), reply (the model's own to the English question: self-distillation) or
+    translation_then_reply; several with commas are taken in turn. ``examples``: so many, languages in turn; without it
+    every pair once. ``replay``: English questions with the model's own replies, this many for each example.
+    For these the model first replies to ``questions`` English questions, in at most ``max_new_tokens`` tokens each.
+    """
+
+    target: Targets = ("translation",)
+    examples: Count | None = None
+    replay: Annotated[float, Field(ge=0, le=100)] = 0.0
+    questions: Count = 120
+    max_new_tokens: Count = 280
+    batch_size: Count = 48
+
+    @property
+    def needs_replies(self) -> bool:
+        return needs_replies(self.target, self.replay)
 
 
 class ProbeSection(Section):
@@ -123,7 +148,8 @@ class SelectSection(Section):
 class EvaluateSection(Section):
     """What is measured before and after; ``task: null`` leaves answer accuracy out.
 
-    ``data``: where the task's questions are (see ``tasks``), without it the hub.
+    ``data``: where the task's questions are (see ``tasks``), without it the hub. ``limit``: the first questions of each
+    language; or ``questions``: ``[60, 140]`` are the 61st to the 140th, so that choices are made by others.
     ``chrf_limit``: held-out questions translated per language for chrF (generation is the slow part), 0 for none.
     ``english``: what the retention loss is measured on: a text file with an English text a line, or ``corpus:`` for
     problems of the embedded corpus with their solutions; without it, the held-out English questions.
@@ -133,11 +159,27 @@ class EvaluateSection(Section):
     data: str | None = None
     languages: Languages = None
     limit: Count | None = None
+    questions: tuple[Annotated[int, Field(ge=0)], Count] | None = None
     prompt: str = "metamath"
     max_new_tokens: Count = 512
     batch_size: Count = 16
     chrf_limit: Annotated[int, Field(ge=0, lt=2**31)] = 20
     english: str | None = None
+
+    @model_validator(mode="after")
+    def _one_range(self) -> "EvaluateSection":
+        if self.questions is not None and self.limit is not None:
+            raise ValueError(f"limit {self.limit} and questions {list(self.questions)} both choose; give one of them")
+        if self.questions is not None and self.questions[0] >= self.questions[1]:
+            raise ValueError(f"questions {list(self.questions)} are none; the first number must be the smaller one")
+        return self
+
+    def load(self) -> list[Question]:
+        """The questions that are asked; none without a task."""
+        if self.task is None:
+            return []
+        first, last = self.questions or (0, self.limit)
+        return load_task(self.task, self.languages, self.data, last, first=first)
 
 
 class RunConfig(Section):
@@ -145,6 +187,7 @@ class RunConfig(Section):
 
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
+    align: AlignSection = AlignSection()
     probe: ProbeSection = ProbeSection()
     select: SelectSection = SelectSection()
     train: TrainConfig = TrainConfig()

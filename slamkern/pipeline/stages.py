@@ -1,23 +1,75 @@
 """What each stage of a run does with its section of the configuration; their order and their folder are in ``run``."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from slamkern.data.alignment import aligned_examples, english_questions
 from slamkern.data.pairs import Pair, load_pairs, split_pairs
+from slamkern.data.prompts import get_prompt
+from slamkern.data.tokenization import tokenize_pairs
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.sections import RunConfig
 from slamkern.probe.stats import ActivationStats
 from slamkern.selection.layers import LayerSelection, select_layers
 
+log = logging.getLogger(__name__)
+
 
 def alignment_pairs(config: RunConfig) -> tuple[Sequence[Pair], list[Pair]]:
     """(pairs to train on, held-out pairs) of the data section."""
     data = config.data
+    if data.content == "answer" and config.align.target != ("translation",):
+        raise SlamkernError("data.content answer has no questions to reply to; use question or both")
     if not data.path:
         raise SlamkernError("no data given: use --data or data.path (a folder, a JSON file, corpus: or hf:owner/name)")
     pairs = load_pairs(data.path, data.languages, content=data.content, limit=data.limit)
     return split_pairs(pairs, data.held_out, data.seed)
+
+
+def reply_questions(config: RunConfig, aligned: Sequence[Pair], held_out: Sequence[Pair]) -> list[str]:
+    """The English questions that the model replies to itself: those to train on, then the held-out ones."""
+    if not config.align.needs_replies:
+        return []
+    return english_questions(aligned, config.align.questions) + english_questions(held_out)
+
+
+def model_replies(
+    config: RunConfig, model: Any, tokenizer: Any, questions: Sequence[str], path: Path, *, progress: bool
+) -> dict[str, str]:
+    """English question -> the model's own reply, made once in the file ``path``; none where none is needed."""
+    from slamkern.evaluation.replies import own_replies
+
+    section = config.align
+    if not questions:
+        return {}
+    return own_replies(
+        model, tokenizer, questions, get_prompt(config.train.prompt, tokenizer), path,
+        max_new_tokens=section.max_new_tokens, batch_size=section.batch_size, progress=progress,
+    )  # fmt: skip
+
+
+def training_examples(config: RunConfig, aligned: Sequence[Pair], replies: Mapping[str, str]) -> list[Pair]:
+    """What the align section makes of the pairs to train on and of the replies to their English sides."""
+    section = config.align
+    own = set(english_questions(aligned))  # replies to held-out questions are for measuring
+    return aligned_examples(
+        aligned, section.target, {question: reply for question, reply in replies.items() if question in own},
+        limit=section.examples, replay=section.replay, seed=config.data.seed,
+    )  # fmt: skip
+
+
+def held_out_examples(config: RunConfig, held_out: Sequence[Pair], replies: Mapping[str, str]) -> list[Pair]:
+    """The held-out pairs with the targets that are trained on, those without a reply left out where it takes one."""
+    if config.align.target == ("translation",):
+        return list(held_out)
+    answered = [pair for pair in held_out if pair.target in replies]
+    if not answered:
+        log.warning("none of the %d held-out questions has a finished reply: their loss is not measured", len(held_out))
+        return []
+    return aligned_examples(answered, config.align.target, replies)
 
 
 def probe_texts(config: RunConfig, pairs: Sequence[Pair] = ()) -> dict[str, list[str]]:
@@ -68,10 +120,17 @@ def choose_layers(config: RunConfig, stats: str | Path) -> LayerSelection:
 
 
 def measure(
-    config: RunConfig, model: Any, tokenizer: Any, held_out: Sequence[Pair], *, out: Path, progress: bool
+    config: RunConfig,
+    model: Any,
+    tokenizer: Any,
+    held_out: Sequence[Pair],
+    replies: Mapping[str, str] = MappingProxyType({}),
+    *,
+    out: Path,
+    progress: bool,
 ) -> dict[str, Any]:
-    """Held-out translation, English retention and answer accuracy; predictions go to ``out``."""
-    from slamkern.evaluation.accuracy import evaluate
+    """Held-out translation, replies where there are some, English retention and answers; predictions go to ``out``."""
+    from slamkern.evaluation.accuracy import evaluate_questions
     from slamkern.evaluation.translation import english_retention, translation_quality
 
     section, recipe = config.evaluate, config.train
@@ -84,14 +143,36 @@ def measure(
         "english_loss": english_retention(model, tokenizer, english_texts(config, held_out)),
         "evaluation": None,
     }
+    if replies:
+        values["reply_loss"] = reply_losses(config, model, tokenizer, held_out, replies)
     if section.task is not None:
-        result = evaluate(
-            model, tokenizer, section.task, section.languages, data=section.data, prompt=section.prompt,
-            limit=section.limit, max_new_tokens=section.max_new_tokens, batch_size=section.batch_size,
-            out=out, progress=progress,
+        result = evaluate_questions(
+            model, tokenizer, section.load(), task=section.task, prompt=section.prompt,
+            max_new_tokens=section.max_new_tokens, batch_size=section.batch_size, out=out, progress=progress,
         )  # fmt: skip
         values["evaluation"] = result.to_dict()
     return values
+
+
+def reply_losses(
+    config: RunConfig, model: Any, tokenizer: Any, held_out: Sequence[Pair], replies: Mapping[str, str]
+) -> dict[str, float]:
+    """Mean loss (nats a token) of the model's own English replies to held-out questions, by their language.
+
+    ``en`` is that of the English questions themselves. Languages without a reply are left out.
+    """
+    from slamkern.training.batches import mean_loss
+
+    asked = [pair for pair in held_out if pair.kind == "question" and pair.target in replies]
+    rows = {text: Pair(text, replies[text], "en", "en", "response") for text in english_questions(asked)}
+    pairs = [*rows.values(), *aligned_examples(asked, ("reply",), replies)] if asked else []
+    losses: dict[str, float] = {}
+    for code in dict.fromkeys(pair.source_language for pair in pairs):
+        chosen = [pair for pair in pairs if pair.source_language == code]
+        prompt = get_prompt(config.train.prompt, tokenizer)
+        examples = tokenize_pairs(chosen, tokenizer, prompt, max_length=config.train.max_length)
+        losses[code] = mean_loss(model, examples)
+    return losses
 
 
 def english_texts(config: RunConfig, held_out: Sequence[Pair]) -> list[str]:

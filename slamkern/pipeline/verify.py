@@ -14,6 +14,7 @@ from slamkern.files import load_tensors, read_checked
 from slamkern.probe.stats import ActivationStats
 from slamkern.run_folder import read_record
 from slamkern.schemas import predictions
+from slamkern.schemas.replies import read_replies_file
 from slamkern.schemas.training import read_steps
 from slamkern.selection.layers import LayerSelection
 from slamkern.training import run_log
@@ -53,6 +54,8 @@ def _checks(folder: Path) -> Iterator[Check]:
         yield chosen, lambda: LayerSelection.load(chosen)
     if (folder / predictions.SETTINGS_FILE).exists() or (folder / predictions.PREDICTIONS_FILE).exists():
         yield folder / predictions.PREDICTIONS_FILE, lambda: _evaluation(folder)
+    if (replies := folder / "replies.json").exists():
+        yield replies, lambda: read_replies_file(replies)
     for name in MEASURED:
         if (measured := folder / name).exists():
             yield measured, lambda measured=measured: read_checked(measured)  # type: ignore[misc]

@@ -232,18 +232,18 @@ def _map_section(folder: Path, name: str, title: str, text: str, image: bytes) -
 
 
 def _setting(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in metrics["seconds"].items())
-    facts = [("model", metrics["model"]), ("data", metrics["data"]["path"]), ("time", seconds)]
+    time = ", ".join(f"{stage} {value:.0f} s" for stage, value in metrics["seconds"].items())
+    facts = [("model", metrics["model"]), ("data", metrics["data"]["path"]), ("time", time)]
+    if counted := ", ".join(f"{count} {code}" for code, count in metrics.get("examples", {}).items()):
+        facts.insert(2, ("trained on", f"{counted}; {metrics['unfinished_replies']} unfinished replies dropped"))
     if weights := metrics.get("base_weights"):
         facts.insert(1, ("base weights", weights))
     if made := metrics.get("made"):
         versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
         facts += [("finished", made["date"]), ("command", made["command"]), ("versions", versions)]
+    configuration = json.dumps(metrics["config"], indent=2, ensure_ascii=False)
     return {
         "title": "Setting",
         "facts": facts,
-        "details": {
-            "summary": "full configuration",
-            "text": json.dumps(metrics["config"], indent=2, ensure_ascii=False),
-        },
+        "details": {"summary": "full configuration", "text": configuration},
     }

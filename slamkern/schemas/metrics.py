@@ -46,6 +46,7 @@ class Measurement(Schema):
 
     translation: dict[str, Translation]
     english_loss: NotNegative
+    reply_loss: dict[str, NotNegative] | None = None
     evaluation: Scores | None
 
 
@@ -71,6 +72,8 @@ class Metrics(Schema):
     made: Made | None = None
     data: Data
     training_prompt: str
+    examples: dict[str, Count] = Field(default_factory=dict)
+    unfinished_replies: Index = 0
     selected_layers: Annotated[list[Index], Field(min_length=1), Unique]
     steps: Count
     losses: Annotated[list[float], Field(min_length=1)]

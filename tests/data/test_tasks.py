@@ -54,6 +54,16 @@ def test_both_shapes_of_msvamp_in_a_folder_a_pattern_and_a_file(tmp_path):
         load_task("msvamp", ["de", "fr"], french)
 
 
+def test_the_first_questions_can_be_left_out(tmp_path):
+    text = "".join(f"Question {number}?\t{number}\n" for number in range(1, 6))
+    for code in ("en", "de"):
+        (tmp_path / f"mgsm_{code}.tsv").write_text(text)
+    chosen = load_task("mgsm", ["en", "de"], tmp_path, 4, first=2)
+    assert [question.id for question in chosen] == ["mgsm-en-3", "mgsm-en-4", "mgsm-de-3", "mgsm-de-4"]
+    with pytest.raises(SlamkernError, match="mgsm has 5 questions in en: none is left behind the first 5"):
+        load_task("mgsm", ["en"], tmp_path, first=5)
+
+
 def test_corpus_questions_are_parallel_and_not_those_of_training():
     from slamkern.data import synthetic
 

@@ -6,6 +6,7 @@ import pytest
 
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.config import load_config
+from slamkern.pipeline.recipes import RECIPES, recipe
 
 
 def test_file_then_overrides(tmp_path: Path) -> None:
@@ -86,3 +87,10 @@ def test_mistakes_in_an_override(override: str, message: str) -> None:
 def test_missing_file() -> None:
     with pytest.raises(SlamkernError, match=r"no file nowhere\.yaml"):
         load_config("nowhere.yaml")
+
+
+def test_recipes_are_configurations_that_everything_else_changes() -> None:
+    configs = {name: load_config(None, ["align.target=reply,translation"], base=recipe(name)) for name in RECIPES}
+    assert configs["reply"].align.target == ("reply", "translation") and configs["reply"].select.rule == "lowest"
+    with pytest.raises(SlamkernError, match="no recipe 'best'; known: reply"):
+        recipe("best")

@@ -25,7 +25,7 @@ def configuration(model: Path, **changes: dict[str, Any]) -> RunConfig:
         "evaluate": {"task": "corpus", "limit": 1, "languages": ["en", "de"], "prompt": "authors",
                      "max_new_tokens": 4, "chrf_limit": 0},
     }  # fmt: skip
-    return build_config({name: values | changes.get(name, {}) for name, values in sections.items()})
+    return build_config({name: sections.get(name, {}) | changes.get(name, {}) for name in (*sections, "align")})
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +81,10 @@ def test_a_dry_run_checks_and_writes_nothing(
     with pytest.raises(SlamkernError, match="k is 99"):
         plan_run(configuration(weightless, select={"k": 99}))
     assert not out.exists()
+
+
+def test_replies_are_planned_at_their_longest(weightless: Path) -> None:
+    align = {"target": "reply", "examples": 6, "replay": 0.5, "questions": 5, "max_new_tokens": 20}
+    plan = dict(plan_run(configuration(weightless, align=align)))
+    assert plan["replies"].startswith("7 questions") and "at most 140 written" in plan["replies"]
+    assert plan["train"] and "3 steps" in plan["  work"]

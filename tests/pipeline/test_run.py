@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+from support.tiny_causal_lm import ending_model, tiny_model, tiny_tokenizer
 
+from slamkern.data.tasks import load_task
 from slamkern.errors import SlamkernError
 from slamkern.evaluation import accuracy
 from slamkern.pipeline import run, stages
@@ -34,7 +35,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configuration(model: Path, **changes: dict[str, Any]) -> RunConfig:
-    sections = {name: values | changes.get(name, {}) for name, values in SECTIONS.items()}
+    sections = {name: SECTIONS.get(name, {}) | changes.get(name, {}) for name in (*SECTIONS, "align")}
     return build_config({"model": {"name": str(model), "dtype": "float32", "device": "cpu"}, **sections})
 
 
@@ -96,7 +97,7 @@ def test_interrupted_run_ends_where_the_unbroken_one_ends(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    for module, name in ((accuracy, "evaluate"), (loop, "train")):
+    for module, name in ((accuracy, "evaluate_questions"), (loop, "train")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, interrupt)
             with pytest.raises(KeyboardInterrupt):
@@ -132,6 +133,8 @@ def test_other_folders_are_refused(finished: Path, model_folder: Path, tmp_path:
         ("train", {"prompt": "alpacca"}, r"did you mean 'alpaca'"),
         ("evaluate", {"prompt": "absent.txt"}, r"neither a preset, an existing file"),
         ("evaluate", {"task": "mgsm", "data": "absent"}, r"no mgsm questions|absent"),
+        ("evaluate", {"questions": [5, 5], "limit": None}, r"questions \[5, 5\] are none"),
+        ("evaluate", {"questions": [0, 5]}, r"limit 1 and questions \[0, 5\] both choose"),
         ("evaluate", {"english": "absent.txt"}, r"no file absent.txt"),
     ],
 )
@@ -156,3 +159,29 @@ def test_bad_data_leaves_no_folder(model_folder: Path, tmp_path: Path) -> None:
         with pytest.raises(SlamkernError):
             run.run(configuration(model_folder, data=data), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_its_own_replies_makes_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions replied to, finished replies trained on with replays, their held-out loss measured on both sides."""
+    ending_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    config = configuration(
+        tmp_path / "model", align={"target": "reply", "examples": 6, "replay": 0.5, "questions": 10,
+                                   "max_new_tokens": 40},
+        evaluate={"questions": [1, 2], "limit": None, "chrf_limit": 0}, data={"held_out": 4},
+    )  # fmt: skip
+    metrics = run.run(config, tmp_path / "run", progress=False)
+    rows = json.loads((tmp_path / "run/replies.json").read_text())["replies"]
+    assert len(rows) == 10 + 4
+    ended = sum(row["ended"] and bool(row["reply"]) for row in rows)
+    assert 0 < ended < len(rows) and metrics["unfinished_replies"] == len(rows) - ended
+    assert metrics["examples"] == {"de": 3, "zh": 3, "en": 3}
+    before, after = (metrics[moment]["reply_loss"] for moment in ("before", "after"))
+    assert set(before) == set(after) == {"en", "de", "zh"} and after["de"] < before["de"]
+    asked = json.loads((tmp_path / "run/evaluation/before/predictions.jsonl").read_text().splitlines()[0])
+    assert asked["id"] == load_task("corpus", ["en"], limit=2)[1].id
+    assert "3 de, 3 zh, 3 en" in (tmp_path / "run/report.html").read_text()
+    # A run that was stopped after its replies does not ask again.
+    (tmp_path / "run/report.html").unlink()
+    monkeypatch.setattr("slamkern.evaluation.replies.generate_to_end", lambda *_, **__: pytest.fail("asked again"))
+    assert run.run(config, tmp_path / "run", progress=False)["losses"] == metrics["losses"]

@@ -27,3 +27,11 @@ def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
     )  # fmt: skip
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**values | overrides)).eval()
+
+
+def ending_model() -> LlamaForCausalLM:
+    """The same model with its end token more probable: most of its replies end within 40 tokens, not all."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[1] *= 2
+    return model
