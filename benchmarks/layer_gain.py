@@ -158,6 +158,7 @@ class Study:
 def measure(study: Study, tasks: Sequence[str]) -> Iterable[None]:
     """Everything that is not yet in the folder, a layer at a time."""
     study.probe()
+    study.replies()  # before attention is switched to that of packed batches, with which nothing is generated
     todo = [(t, layer) for t in tasks for layer in range(study.num_layers) if not _file(study, t, layer).exists()]
     if not todo:
         return
