@@ -200,7 +200,7 @@ def evaluate(
     out: Out,
     model: Model = None,
     delta: Delta = None,
-    task: Annotated[str | None, typer.Option(help="mgsm, msvamp or corpus.")] = None,
+    task: Annotated[str | None, typer.Option(help="mgsm, mgsm-rev2, msvamp or corpus.")] = None,
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="Folder of the task's files; without it, from the hub.")
     ] = None,
@@ -222,7 +222,7 @@ def evaluate(
     )  # fmt: skip
     section = settings.evaluate
     if section.task is None:
-        raise SlamkernError("no task given: use --task mgsm, msvamp or corpus")
+        raise SlamkernError("no task given: use --task mgsm, mgsm-rev2, msvamp or corpus")
     check_prompt(section.prompt)
     questions = section.load()
     if dry_run:

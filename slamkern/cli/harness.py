@@ -10,7 +10,7 @@ from slamkern.cli.options import Languages, Out
 
 def harness(
     out: Out,
-    task: Annotated[str, typer.Option(help="mgsm, msvamp or corpus.")],
+    task: Annotated[str, typer.Option(help="mgsm, mgsm-rev2, msvamp or corpus.")],
     data: Annotated[Path | None, typer.Option("--data", "-d", help="The task's files; without it, the hub.")] = None,
     languages: Languages = None,
     prompt: Annotated[str, typer.Option(help="A preset of ours, a template or its file.")] = "metamath",

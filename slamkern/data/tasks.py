@@ -1,18 +1,26 @@
 """Benchmarks as data: questions with their gold answers, from the files their authors publish.
 
-    mgsm     ``mgsm_{lang}.tsv`` (``question<TAB>answer``, no header), MathOctopus' ``mgsm_{Language}.json``, or the
-             hub's juletxara/mgsm. 250 questions in eleven languages (Shi et al., 2023).
-    msvamp   ``test_{Language}.json``: JSON lines of ``query, response``, or of ``query, equation, response, m_query``
-             where ``m_query`` is the text in the language; or the hub's Mathoctopus/MSVAMP. 1000 questions in ten
-             languages (Chen et al., 2024).
-    corpus   problems of the embedded generator that training never sees.
+    mgsm       ``mgsm_{lang}.tsv`` (``question<TAB>answer``, no header), MathOctopus' ``mgsm_{Language}.json``, or the
+               hub's juletxara/mgsm. 250 questions in eleven languages (Shi et al., 2023).
+    mgsm-rev2  MGSM with errors of translation corrected (Peter et al., arXiv 2511.05162): files of the same names from
+               google-research-datasets/MGSM-Rev2, or the hub's lightonai/mgsm-rev2.
+    msvamp     ``test_{Language}.json``: JSON lines of ``query, response``, or of ``query, equation, response, m_query``
+               where ``m_query`` is the text in the language; or the hub's Mathoctopus/MSVAMP. 1000 questions in ten
+               languages (Chen et al., 2024).
+    corpus     problems of the embedded generator that training never sees.
+
+A question knows the revision of the set that it comes from: the number of its rows, and a SHA-256 of their content,
+which is the same for the same rows whatever file they came in.
 
 How a question is put to a model is ``prompts``, how an answer is judged is ``answers`` (its ``extract_answer`` is the
 rule of these tasks and can be had here too); nothing here runs a model.
 """
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slamkern.data.answers import extract_answer
@@ -26,24 +34,46 @@ CORPUS_QUESTIONS = 100
 _MSVAMP_LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "th", "zh")
 _HUB = {
     "mgsm": ("juletxara/mgsm", (*_MSVAMP_LANGUAGES, "te")),
+    "mgsm-rev2": ("lightonai/mgsm-rev2", (*_MSVAMP_LANGUAGES, "te")),
     "msvamp": ("Mathoctopus/MSVAMP", _MSVAMP_LANGUAGES),
 }
 # In the order in which they are looked for; {code} is ISO 639-1, {name} the English name.
 _FILES = {
-    "mgsm": ("mgsm_{code}.tsv", "mgsm_{name}.json", "mgsm_{code}.json", "mgsm_{code}.jsonl"),
+    **dict.fromkeys(
+        ("mgsm", "mgsm-rev2"), ("mgsm_{code}.tsv", "mgsm_{name}.json", "mgsm_{code}.json", "mgsm_{code}.jsonl")
+    ),
     "msvamp": ("test_{name}.json", "msvamp_{code}.json", "msvamp_{code}.jsonl", "test_{code}.json"),
 }
-TASKS: tuple[str, ...] = ("mgsm", "msvamp", "corpus")
+TASKS: tuple[str, ...] = ("mgsm", "mgsm-rev2", "msvamp", "corpus")
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What the questions of a language were: how many rows, and the SHA-256 (hex) of their questions and answers."""
+
+    rows: int
+    sha256: str
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question in a language and its gold answer as text that ends in the number."""
+    """A question in a language and its gold answer as text that ends in the number.
+
+    ``revision`` is that of all questions of its source in this language.
+    """
 
     id: str
     language: str
     question: str
     gold: str
+    revision: Revision | None = dataclasses.field(default=None, compare=False, repr=False)
+
+
+def with_revision(questions: Sequence[Question]) -> list[Question]:
+    """All questions of a language from one source, each with their common revision."""
+    lines = (json.dumps([question.question, question.gold], ensure_ascii=False) + "\n" for question in questions)
+    revision = Revision(len(questions), hashlib.sha256("".join(lines).encode()).hexdigest())
+    return [replace(question, revision=revision) for question in questions]
 
 
 def load_task(
@@ -148,7 +178,7 @@ def _questions(name: str, code: str, records: list[Record], source: str) -> list
             problem = f"no number in its answer {gold[:40]!r}" if text else "no question"
             raise SlamkernError(f"{where} has {problem}")
         questions.append(Question(f"{name}-{code}-{number}", code, text, gold))
-    return questions
+    return with_revision(questions)
 
 
 def _hub(name: str, codes: list[str] | None, limit: int | None) -> list[Question]:
@@ -168,7 +198,9 @@ def _corpus(codes: list[str] | None, limit: int | None) -> list[Question]:
     codes = codes or list(synthetic.LANGUAGES)
     problems = synthetic.generate(limit or CORPUS_QUESTIONS, 0, codes, "test")
     return [
-        Question(f"corpus-{code}-{problem.id}", code, problem.questions[code], str(problem.answer))
+        question
         for code in codes
-        for problem in problems
+        for question in with_revision(
+            [Question(f"corpus-{code}-{p.id}", code, p.questions[code], str(p.answer)) for p in problems]
+        )
     ]

@@ -6,6 +6,7 @@ intervals) stands in `scoring`, how texts are generated in `generation`, the fil
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from slamkern.data.prompts import Prompt, get_prompt
 from slamkern.data.tasks import Question, load_task
 from slamkern.digests import state_digest
 from slamkern.errors import SlamkernError
-from slamkern.evaluation.generation import generate
+from slamkern.evaluation.generation import generate_to_end
 from slamkern.evaluation.predictions import PredictionLog
 from slamkern.evaluation.scoring import EvaluationResult, judge, summarize
 from slamkern.progress import progress_bar
@@ -83,13 +84,14 @@ def evaluate_questions(
     name = model.name_or_path or type(model).__name__
     settings = _settings(model, task, prompt, max_new_tokens, stop)
     # A model is its weights; the same ones may lie elsewhere by now.
-    with PredictionLog(out, settings, {"model": name}) as log:
+    data = {question.language: asdict(question.revision) for question in questions if question.revision is not None}
+    with PredictionLog(out, settings, {"model": name, "data": data}) as log:
         for entry in log.finished.values():
             asked = by_id.get(entry.id)
             if asked is not None and (asked.question, asked.gold) != (entry.question, entry.gold):
                 raise SlamkernError(f"{out} answers question {entry.id!r} of other data; choose another folder")
         open_questions = [question for question in questions if question.id not in log.finished]
-        answers = generate(
+        answers = generate_to_end(
             model, tokenizer, [prompt.question(q.question, q.language) for q in open_questions],
             max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, batch_size=batch_size, stop=stop,
             names=[q.id for q in open_questions],
@@ -98,12 +100,19 @@ def evaluate_questions(
         with progress_bar(
             total=len(questions), initial=done, desc=f"evaluate {task}", unit="question", show=progress
         ) as bar:
-            for index, output in answers:
+            for index, output, ended in answers:
                 question = open_questions[index]
                 prediction, correct = judge(output, question.gold)
                 log.add(
                     Prediction(
-                        question.id, question.language, question.question, question.gold, output, prediction, correct
+                        question.id,
+                        question.language,
+                        question.question,
+                        question.gold,
+                        output,
+                        prediction,
+                        correct,
+                        truncated=not ended,
                     )
                 )
                 bar.update()

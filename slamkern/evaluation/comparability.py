@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from slamkern.errors import SlamkernError
-from slamkern.evaluation.recorded import Answer, Recorded
+from slamkern.evaluation.recorded import DATA_REVISION, Answer, Recorded
 
 # What an answer depends on besides model and question, as the settings of either kind name it.
 EXPECTED = ("task", "prompt", "max_new_tokens", "stop", "dtype")
@@ -15,7 +15,7 @@ def check_comparable(before: Recorded, after: Recorded, languages: Sequence[str]
 
     Settings: task, prompt (and what its template made of an example), stop strings, rule, max_new_tokens, dtype, and
     whatever else both recorded. Data: in each of ``languages`` both must have answered the same questions with the same
-    gold answers.
+    gold answers, of the same revision of the whole set where both recorded it.
     """
     differing = [
         f"{name} ({_short(old)} before, {_short(new)} after)"
@@ -41,7 +41,7 @@ def _known(side: Recorded, name: str) -> bool:
 
 def _setting(side: Recorded, name: str, languages: Sequence[str]) -> Any:
     value = side.settings.get(name)
-    if name == "stop" and isinstance(value, dict):  # by language
+    if name in ("stop", DATA_REVISION) and isinstance(value, dict):  # by language
         return {code: value.get(code) for code in languages}
     return value
 

@@ -1,9 +1,10 @@
 """The files of an evaluation: predictions as JSON lines, and the settings that they were made with.
 
-``predictions.jsonl`` holds an object a line: ``id, language, question, gold, output, prediction, correct`` and the
-``sha256`` of these, in the order in which they were finished. ``evaluation.json`` beside it is the record of the folder
-(see ``run_folder``): ``settings`` and ``model`` from the start, and ``result`` when done. A run that is killed leaves
-at most one torn last line; `PredictionLog` drops it and goes on behind the rest. Scores are not computed here.
+``predictions.jsonl`` holds an object a line: ``id, language, question, gold, output, prediction, correct, truncated``
+and the ``sha256`` of these, in the order in which they were finished. ``evaluation.json`` beside it is the record of
+the folder (see ``run_folder``): ``settings``, ``model`` and ``data`` (the revision of the questions of each language)
+from the start, and ``result`` when done. A run that is killed leaves at most one torn last line; `PredictionLog` drops
+it and goes on behind the rest. Scores are not computed here.
 """
 
 import hashlib

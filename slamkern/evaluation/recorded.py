@@ -14,6 +14,7 @@ from slamkern.evaluation.scoring import RULE, STRICT_RULE, EvaluationResult, jud
 from slamkern.run_folder import read_record
 from slamkern.schemas.predictions import KIND, PREDICTIONS_FILE, SETTINGS_FILE, Prediction, read_predictions
 
+DATA_REVISION = "data revision"
 RULES: Mapping[str, str] = {"standard": RULE, "strict": STRICT_RULE}
 
 
@@ -69,6 +70,8 @@ def read_evaluation(source: str | Path | EvaluationResult, rule: str = "standard
     beside = path.with_name(SETTINGS_FILE)
     settings, notes = read_record(beside, KIND) if beside.exists() else ({}, {})
     settings = {name: value for name, value in settings.items() if name != "weights"}  # those are what is compared
+    if data := notes.get("data"):
+        settings[DATA_REVISION] = data
     return _recorded(str(source), str(notes.get("model", "unknown")), settings, read_predictions(path), rule)
 
 
@@ -86,7 +89,7 @@ def _recorded(
         )
         number = entry.id.replace(f"-{entry.language}-", "-", 1)  # mgsm-de-7 and mgsm-th-7 are the same question
         answers[entry.language, number] = Answer(
-            number, entry.language, entry.question, entry.gold, entry.output, correct
+            number, entry.language, entry.question, entry.gold, entry.output, correct, truncated=entry.truncated
         )
     if len(answers) != len(predictions):
         raise SlamkernError(f"{name}: ids that differ only in their language are not of different questions")

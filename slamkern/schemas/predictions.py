@@ -23,7 +23,11 @@ DIGEST = "predictions_sha256"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answered question: a line of a predictions file. ``prediction`` is None beyond the range of a float."""
+    """One answered question: a line of a predictions file.
+
+    ``prediction`` is None beyond the range of a float; ``truncated`` says whether the output was cut at
+    ``max_new_tokens``, None where a file does not.
+    """
 
     id: Name
     language: Name
@@ -32,6 +36,7 @@ class Prediction:
     output: str
     prediction: float | None
     correct: bool
+    truncated: bool | None = None
 
 
 _LINE = TypeAdapter(Prediction)

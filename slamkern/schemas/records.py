@@ -58,11 +58,19 @@ class EvaluationSettings(Schema):
     stop: list[str] | None = None
 
 
+class DataRevision(Schema):
+    """Which questions they were; see ``data.tasks.Revision``."""
+
+    rows: Count
+    sha256: Digest
+
+
 class EvaluationRecord(Record):
-    """``evaluation.json``; result and hash of the predictions are there when it is finished."""
+    """``evaluation.json``; result and hash of the predictions are there when it is finished. ``data`` is by language."""
 
     settings: EvaluationSettings  # type: ignore[assignment]
     model: str | None = None
+    data: dict[Name, DataRevision] = {}
     predictions_sha256: Digest | None = None
     result: Scores | None = None
 

@@ -64,6 +64,20 @@ def test_the_first_questions_can_be_left_out(tmp_path):
         load_task("mgsm", ["en"], tmp_path, first=5)
 
 
+def test_a_revision_is_of_the_content_of_all_rows(tmp_path):
+    tsv = tmp_path / "mgsm_de.tsv"
+    tsv.write_text("Wie viele?\t8.0\nWarum?\t3\n", encoding="utf-8")
+    (first,) = load_task("mgsm", None, tmp_path, limit=1)
+    assert first.revision is not None and first.revision.rows == 2
+    as_json = lines(
+        tmp_path / "other_German.json", {"question": "Wie viele?", "answer": 8.0}, {"question": "Warum?", "answer": 3}
+    )
+    assert load_task("mgsm", None, as_json)[1].revision == first.revision
+    tsv.write_text("Wie viele?\t8.0\nWarum?\t4\n", encoding="utf-8")
+    (again,) = load_task("mgsm", None, tmp_path, limit=1)
+    assert again == first and again.revision != first.revision
+
+
 def test_corpus_questions_are_parallel_and_not_those_of_training():
     from slamkern.data import synthetic
 
@@ -85,7 +99,8 @@ def test_hub_tasks(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert load_task("mgsm", ["de"]) == [Question("mgsm-de-1", "de", "Wie viele?", "18")]
-    assert asked == [("juletxara/mgsm", "de", "test")]
+    assert load_task("mgsm-rev2", ["de"]) == [Question("mgsm-rev2-de-1", "de", "Wie viele?", "18")]
+    assert asked == [("juletxara/mgsm", "de", "test"), ("lightonai/mgsm-rev2", "de", "test")]
     with pytest.raises(SlamkernError, match="load juletxara/mgsm from the hub: Couldn't reach the Hub; use local"):
         load_task("mgsm", ["fr"])
     with pytest.raises(SlamkernError, match="Mathoctopus/MSVAMP has no te; it has: bn de"):
@@ -100,7 +115,7 @@ def test_bad_input(tmp_path):
     (tmp_path / "test_Chinese.json").write_text("\n")
     (tmp_path / "mgsm_de.tsv").write_text("no tab here\n")
     for arguments, message in [
-        (("gsm8k",), "unknown task 'gsm8k'; known: mgsm, msvamp, corpus"),
+        (("gsm8k",), "unknown task 'gsm8k'; known: mgsm, mgsm-rev2, msvamp, corpus"),
         (("msvamp", ["de", "fr"], tmp_path), "no msvamp questions in fr at .* .looked for files like test_German.json"),
         (("msvamp", None, tmp_path / "x_{language}.json"), "no msvamp questions in any language"),
         (("msvamp", ["xx"], tmp_path), "unknown language 'xx'"),

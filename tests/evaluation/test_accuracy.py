@@ -44,6 +44,7 @@ def test_result_does_not_depend_on_batching_or_on_files(model, tokenizer, tmp_pa
     assert expected.n == {"de": 4, "th": 4} and expected.prompt == "short"
     assert [p.id for p in expected.predictions] == [q.id for q in QUESTIONS]
     assert len({p.output for p in expected.predictions}) == len(QUESTIONS)
+    assert all(p.truncated is (len(p.output) >= 8) for p in expected.predictions)
     for out, options in ((None, {"batch_size": 1}), (tmp_path, {"batch_size": 3})):
         again = run(model, tokenizer, out=out, **options)
         assert again == expected and again.predictions == expected.predictions
@@ -55,13 +56,13 @@ def test_a_killed_run_resumes_with_the_unfinished_questions_only(model, tokenize
     expected = run(model, tokenizer, out=tmp_path / "whole")
     lines = (tmp_path / "whole/predictions.jsonl").read_bytes().splitlines(keepends=True)
     asked = []
-    generate = accuracy.generate
+    generate = accuracy.generate_to_end
 
     def killed(*arguments, **options):
         yield from islice(generate(*arguments, **options), 3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(accuracy, "generate", killed)
+    monkeypatch.setattr(accuracy, "generate_to_end", killed)
     with pytest.raises(KeyboardInterrupt):
         run(model, tokenizer, out=tmp_path)
     path = tmp_path / "predictions.jsonl"
@@ -72,7 +73,7 @@ def test_a_killed_run_resumes_with_the_unfinished_questions_only(model, tokenize
         asked.extend(options["names"])
         return generate(model, tokenizer, prompts, **options)
 
-    monkeypatch.setattr(accuracy, "generate", counted)
+    monkeypatch.setattr(accuracy, "generate_to_end", counted)
     resumed = run(model, tokenizer, out=tmp_path)
     assert resumed == expected and resumed.predictions == expected.predictions
     assert len(asked) == len(QUESTIONS) - 3
@@ -82,13 +83,13 @@ def test_a_killed_run_resumes_with_the_unfinished_questions_only(model, tokenize
 
 
 def test_an_interrupted_batch_keeps_what_was_finished(model, tokenizer, tmp_path, monkeypatch):
-    generate = accuracy.generate
+    generate = accuracy.generate_to_end
 
     def interrupted(*arguments, **options):
         yield next(iter(generate(*arguments, **options)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(accuracy, "generate", interrupted)
+    monkeypatch.setattr(accuracy, "generate_to_end", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(model, tokenizer, out=tmp_path)
     assert sum(score(tmp_path / "predictions.jsonl").n.values()) == 1
@@ -134,4 +135,6 @@ def test_a_task_is_evaluated_by_name(tokenizer, tmp_path):
         model, tokenizer, "mgsm", ["de", "bn"], data=DATA, limit=2, max_new_tokens=4, out=tmp_path, progress=False
     )
     assert result.n == {"de": 2, "bn": 2} and (result.task, result.prompt) == ("mgsm", "metamath")
+    data = json.loads((tmp_path / "evaluation.json").read_text())["data"]
+    assert [row["rows"] for row in data.values()] == [250, 250] and len(data["bn"]["sha256"]) == 64
     assert score(tmp_path / "predictions.jsonl").average == result.average

@@ -17,7 +17,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def write(folder, languages, settings=None, gold="1", question="what is {0}?", output="{0}"):
+def write(folder, languages, settings=None, gold="1", question="what is {0}?", output="{0}", notes=None):
     """An evaluation folder; ``languages`` maps a code to right (1) and wrong (0) answers."""
     folder.mkdir()
     lines = []
@@ -27,7 +27,9 @@ def write(folder, languages, settings=None, gold="1", question="what is {0}?", o
             entry = Prediction(f"mgsm-{code}-{number}", code, question.format(number), gold, text, 9.0, False)
             lines.append(json.dumps(entry.__dict__) + "\n")
     (folder / "predictions.jsonl").write_text("".join(lines))
-    write_checked(folder / "evaluation.json", {"kind": "evaluation", "settings": SETTINGS | (settings or {})})
+    write_checked(
+        folder / "evaluation.json", {"kind": "evaluation", "settings": SETTINGS | (settings or {})} | (notes or {})
+    )
     return folder
 
 
@@ -124,6 +126,20 @@ def test_all_differences_are_named_at_once_and_other_data_is_refused(tmp_path):
         after = write(tmp_path / f"after{number}", {"de": [1, 0]}, {"dtype": "bfloat16"}, **changed)
         with pytest.raises(SlamkernError, match=r"dtype \(.*; questions in de \(3 before, 2 after.*; data revision \("):
             compare(before, after)
+
+
+def test_another_revision_of_the_data_is_refused_in_the_languages_compared(tmp_path):
+    def data(**hashes):
+        return {"data": {code: {"rows": 250, "sha256": value} for code, value in hashes.items()}}
+
+    answers = {"de": [1, 0], "th": [1, 0]}
+    before = write(tmp_path / "before", answers, notes=data(de="a", th="b"))
+    after = write(tmp_path / "after", answers, notes=data(de="a", th="c"))
+    with pytest.raises(SlamkernError, match=r"data revision \(.*'b'.* before, .*'c'.* after\)"):
+        compare(before, after)
+    assert (
+        compare(before, after, languages=["de"], drift=False).settings["data revision"] == data(de="a", th="b")["data"]
+    )
 
 
 def test_unrecorded_settings_are_told(tmp_path):

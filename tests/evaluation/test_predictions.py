@@ -27,7 +27,8 @@ def test_lines_come_back_as_written_and_hold_the_contract_fields(tmp_path):
     path = write(tmp_path)
     assert read_predictions(path) == ROWS
     first = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
-    assert list(first) == ["id", "language", "question", "gold", "output", "prediction", "correct", "sha256"]
+    fields = ["id", "language", "question", "gold", "output", "prediction", "correct", "truncated", "sha256"]
+    assert list(first) == fields
 
 
 def test_each_line_is_on_disk_as_soon_as_it_is_added(tmp_path):
