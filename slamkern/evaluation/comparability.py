@@ -1,12 +1,12 @@
 """Whether two recorded evaluations differ in their model alone; if not, their difference would not be the model's."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.recorded import DATA_REVISION, Answer, Recorded
 
 # What an answer depends on besides model and question, as the settings of either kind name it.
+BY_LANGUAGE = ("stop", DATA_REVISION)
 EXPECTED = ("task", "prompt", "max_new_tokens", "stop", "dtype")
 
 
@@ -17,13 +17,15 @@ def check_comparable(before: Recorded, after: Recorded, languages: Sequence[str]
     whatever else both recorded. Data: in each of ``languages`` both must have answered the same questions with the same
     gold answers, of the same revision of the whole set where both recorded it.
     """
-    differing = [
-        f"{name} ({_short(old)} before, {_short(new)} after)"
-        for name in dict.fromkeys((*before.settings, *after.settings))
-        if (old := _setting(before, name, languages)) is not None
-        and (new := _setting(after, name, languages)) is not None
-        and old != new
-    ]
+    differing = []
+    for name in dict.fromkeys((*before.settings, *after.settings)):
+        old, new = before.settings.get(name), after.settings.get(name)
+        if name in BY_LANGUAGE and isinstance(old, dict) and isinstance(new, dict):
+            # One language says it all, and its values fit into a line.
+            code = next((code for code in languages if old.get(code) != new.get(code)), None)
+            old, new, name = (None, None, name) if code is None else (old.get(code), new.get(code), f"{name} of {code}")
+        if old is not None and new is not None and old != new:
+            differing.append(f"{name} ({_short(old)} before, {_short(new)} after)")
     differing += _differing_data(before, after, languages)
     if differing:
         raise SlamkernError(
@@ -37,13 +39,6 @@ def _known(side: Recorded, name: str) -> bool:
     if name == "prompt" and all(answer.prompt is not None for answer in side.answers.values()):
         return True
     return side.settings.get(name) is not None
-
-
-def _setting(side: Recorded, name: str, languages: Sequence[str]) -> Any:
-    value = side.settings.get(name)
-    if name in ("stop", DATA_REVISION) and isinstance(value, dict):  # by language
-        return {code: value.get(code) for code in languages}
-    return value
 
 
 def _differing_data(before: Recorded, after: Recorded, languages: Sequence[str]) -> list[str]:

@@ -66,11 +66,14 @@ class DataRevision(Schema):
 
 
 class EvaluationRecord(Record):
-    """``evaluation.json``; result and hash of the predictions are there when it is finished. ``data`` is by language."""
+    """``evaluation.json``; result and hash of the predictions are there when it is finished.
+
+    ``data``: the revision of the questions in each language.
+    """
 
     settings: EvaluationSettings  # type: ignore[assignment]
     model: str | None = None
-    data: dict[Name, DataRevision] = {}
+    data: dict[Name, DataRevision] | None = None
     predictions_sha256: Digest | None = None
     result: Scores | None = None
 
