@@ -11,6 +11,8 @@ from typing import Any, Protocol, Self, TextIO
 
 from tqdm import tqdm
 
+from slamkern import distributed
+
 SECONDS = 30.0
 
 
@@ -37,11 +39,12 @@ def progress_bar(
     unit: str,
     show: bool = True,
 ) -> Progress:
-    """Show on standard error how many of ``items`` (or of ``total``) are done.
+    """Show on standard error, in the main process of a job, how many of ``items`` (or of ``total``) are done.
 
     Iterate over it to count ``items``, or enter it and call ``update()``; ``set_postfix(loss="0.1")`` adds values.
     ``total`` defaults to ``len(items)``; ``initial`` is how many were done before. ``show=False`` writes nothing.
     """
+    show = show and distributed.is_main()
     if show and not sys.stderr.isatty():
         return ProgressLines(items, total=total, initial=initial, desc=desc, unit=unit, file=sys.stderr)
     return tqdm(items, total=total, initial=initial, desc=desc, unit=unit, disable=not show)

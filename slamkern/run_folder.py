@@ -3,6 +3,9 @@
 The record of a folder (``run.json``, or another name) is a JSON object: ``slamkern_version``, ``kind`` (what is in the
 folder), ``settings`` (what must be equal for the work to go on) and whatever was noted beside them. A folder belongs to
 its settings as soon as it holds a result; the record is written before the first one.
+
+Of the processes of a job, the main one alone holds the folder and writes to it; the others see what it found, and fail
+where it fails.
 """
 
 import json
@@ -16,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from slamkern import distributed
 from slamkern.errors import SlamkernError
 from slamkern.files import TEMPORARY, read_checked, write_checked
 from slamkern.schemas.check import check
@@ -54,6 +58,11 @@ class RunFolder:
         self._new = False
 
     def __enter__(self) -> "RunFolder":
+        self.settings, self.notes = distributed.on_main(self._open)
+        return self
+
+    def _open(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Take the lock and read the record: (settings, notes)."""
         if self.path.exists() and not self.path.is_dir():
             raise SlamkernError(f"{self.path} is a file; choose a folder for the output")
         self._new = not self.path.exists()
@@ -67,14 +76,14 @@ class RunFolder:
             ) from None
         (self.path / LOCK).write_text(_process(), encoding="utf-8")
         try:
-            if self.record.is_file():
-                self.settings, self.notes = read_record(self.record, self.kind)
+            return read_record(self.record, self.kind) if self.record.is_file() else ({}, {})
         except BaseException:
             self.__exit__()
             raise
-        return self
 
     def __exit__(self, *_: object) -> None:
+        if not distributed.is_main():
+            return
         # While the lock is held: whoever has opened the file by now finds it without a name, and opens a new one.
         (self.path / LOCK).unlink(missing_ok=True)
         self._lock.release()
@@ -84,13 +93,17 @@ class RunFolder:
     @property
     def began(self) -> bool:
         """Whether the folder holds results."""
-        return self._first_result() is not None
+        return distributed.on_main(lambda: self._first_result() is not None)
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Go on with this folder or begin in it. SlamkernError, with nothing changed, where other settings were used.
 
         What a killed process left half-written is removed.
         """
+        self.settings, self.notes = distributed.on_main(lambda: self._claim(settings))
+
+    def _claim(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(settings, notes) of the folder from now on."""
         wanted = json.loads(json.dumps(settings, allow_nan=False))  # as they are read back: no tuples
         found = self._first_result()
         if found is not None and not self.record.is_file():
@@ -102,14 +115,14 @@ class RunFolder:
             raise SlamkernError(
                 f"{self.path} holds another run: {change}; choose another folder or use what that run used"
             )
-        if found is None:
-            self.notes = {}
-        self.settings = wanted
         for path in [path for folder in self._folders for path in folder.glob(f".*{TEMPORARY}")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return wanted, {} if found is None else self.notes
 
     def save(self) -> None:
         """Write the record: settings and notes."""
+        if not distributed.is_main():
+            return
         write_checked(
             self.record,
             {"slamkern_version": __version__, "kind": self.kind, "settings": self.settings, **self.notes},

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "slamkern"
 
 # Each folder and the folders it may import from, besides its own; every one may use the files at the top.
-TOP = {"digests", "errors", "files", "progress", "reading", "run_folder", "schemas", "version"}
+TOP = {"digests", "distributed", "errors", "files", "progress", "reading", "run_folder", "schemas", "version"}
 FOLDERS: dict[str, set[str]] = {
     "schemas": set(),
     "kernels": set(),

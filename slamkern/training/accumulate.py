@@ -15,7 +15,7 @@ from torch import Tensor
 
 from slamkern.data.packing import Example
 from slamkern.errors import SlamkernError
-from slamkern.training.batches import sum_loss, supervised_tokens
+from slamkern.training.batches import sum_loss
 from slamkern.training.checkpoint import cuda_devices
 from slamkern.training.config import TrainConfig
 from slamkern.training.loss import Head
@@ -36,12 +36,12 @@ class Accumulator:
         self.model, self.head, self.optimizer, self.config = model, head, optimizer, config
         self.limit: int | None = None
 
-    def backward(self, batches: Sequence[list[Example]]) -> Tensor:
-        """Forward and backward of a step; returns its mean loss over the supervised tokens, on the device.
+    def backward(self, batches: Sequence[list[Example]], supervised: int) -> Tensor:
+        """Forward and backward of these micro-batches; returns their summed loss divided by ``supervised``, the
+        supervised tokens of the whole step, on the device.
 
         SlamkernError, saying what to lower, where memory is not enough.
         """
-        supervised = sum(supervised_tokens(batch) for batch in batches)
         while True:
             parts = [part for batch in batches for part in cut(batch, self.limit, padded=not self.config.packing)]
             try:

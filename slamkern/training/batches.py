@@ -1,17 +1,21 @@
 """From pairs to the micro-batches of every step, and the loss of one of them; packed or padded.
 
 The whole plan of a run follows from the lengths of its examples and the recipe, so a step's number is all that a
-checkpoint needs to know about the data.
+checkpoint needs to know about the data. How many processes there are does not change which examples a step has: they
+are dealt out, by tokens.
 """
 
 import logging
+import random
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from slamkern import distributed
 from slamkern.data.packing import IGNORE, Example, PackPlan, collate, pack_plan, pad_plan, padded_batch
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import get_prompt
@@ -56,6 +60,42 @@ class StepPlan(Rows[list[list[int]]]):
         return self._epochs[epoch][first : first + self._size]
 
 
+def deal(step: Sequence[list[Example]], processes: int, tokens_per_batch: int) -> list[list[list[Example]]]:
+    """The micro-batches of a step for each process, of about as many tokens each; one process has the step as it is.
+
+    Where there is a multiple of ``processes`` of them, micro-batches stay whole; otherwise single examples are dealt
+    out and packed anew. The longest goes first, each to the process with the fewest tokens. Fewer examples than
+    processes leave some without any.
+    """
+    if processes == 1:
+        return [list(step)]
+    whole = len(step) % processes == 0
+    pieces = list(step) if whole else [[example] for batch in step for example in batch]
+    shares: list[list[list[Example]]] = [[] for _ in range(processes)]
+    load = [0] * processes
+    for piece in sorted(pieces, key=_tokens, reverse=True):
+        least = load.index(min(load))
+        shares[least].append(piece)
+        load[least] += _tokens(piece)
+    return shares if whole else [_pack([example for (example,) in share], tokens_per_batch) for share in shares]
+
+
+def _pack(examples: list[Example], tokens_per_batch: int) -> list[list[Example]]:
+    if not examples:
+        return []
+    plan = pack_plan([len(example.input_ids) for example in examples], tokens_per_batch, seed=0, epoch=0)
+    return [[examples[index] for index in batch] for batch in plan]
+
+
+def _tokens(batch: Sequence[Example]) -> int:
+    return sum(len(example.input_ids) for example in batch)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """What a process seeds its random numbers with in a step: a run that is resumed draws the same again."""
+    return random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
+
+
 def tokenize(pairs: Sequence[Pair], tokenizer: Any, config: TrainConfig, *, context: int | None = None) -> TokenTable:
     """The pairs as examples; those longer than the recipe, a batch or the model's ``context`` allows are dropped.
 
@@ -92,7 +132,7 @@ def mean_loss(
     """Loss per supervised token of ``examples`` without dropout, in nats; whatever the batching, to rounding.
 
     head: what ``read_head`` returned; the default reads it. packing: None packs a model that can be packed. The modes
-    of the model are kept.
+    of the model are kept. Each process of a job computes a share of the batches, and all return the same.
     """
     if packing is None:
         packing = supports_packing(model) is None
@@ -102,12 +142,13 @@ def mean_loss(
         plan = pack_plan(lengths, max(tokens_per_batch, *lengths), seed=0, epoch=0)
     else:
         plan = pad_plan(lengths, tokens_per_batch)
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64)
     with eval_mode(model), with_packed_attention(model) if packing else nullcontext():
         checked = read_head(model) if isinstance(head, str) else head
-        for batch in plan:
+        for batch in plan[distributed.rank() :: distributed.world_size()]:
             total += float(sum_loss(model, checked, [examples[index] for index in batch], packing))
-    return total / supervised_tokens(examples)
+    distributed.sum_([total])
+    return float(total) / supervised_tokens(examples)
 
 
 def supervised_tokens(batch: Sequence[Example]) -> int:

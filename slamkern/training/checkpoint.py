@@ -5,8 +5,8 @@ model signature, base model) beside the ``selection.json`` it was trained with. 
 single neurons were trained, ``<name>@neurons`` has their rows (or columns) and ``<name>@neurons.rows`` which they are.
 
 A checkpoint is a folder ``checkpoint-<step>`` with a delta and ``training-state.safetensors``: AdamW's moments, float32
-masters, random states; metadata: step and run fingerprint. It is written under another name and renamed when complete,
-so a folder of that name is always whole; the last two stay. The data order needs no state: it follows from the step.
+masters; metadata: step and run fingerprint. It is written under another name and renamed when complete, so a folder of
+that name is always whole; the last two stay. Data and random numbers need no state: they follow from the step.
 """
 
 import logging
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from slamkern import distributed
 from slamkern.errors import DamagedFileError, SlamkernError
 from slamkern.files import TEMPORARY, atomic_folder, save_tensors
 from slamkern.probe.stats import model_signature
@@ -172,7 +173,6 @@ def save_checkpoint(
         save_delta(model, folder, selection, frozen=frozen)
         tensors = {f"optimizer/{name}": tensor for name, tensor in optimizer.state_dict().items()}
         check_finite(tensors, "nothing was saved; lower learning_rate")
-        tensors |= {f"rng/{name}": tensor for name, tensor in _random_states(model).items()}
         metadata = {"slamkern_version": __version__, "format": STATE, "step": step, "fingerprint": fingerprint}
         save_tensors(folder / f"{STATE}.safetensors", tensors, metadata)
     _drop_old(out)
@@ -194,22 +194,18 @@ def list_checkpoints(out: Path) -> list[Path]:
 def restore_checkpoint(
     folder: Path, model: nn.Module, optimizer: MasterAdamW, *, fingerprint: str, frozen: Mapping[str, str] | None = None
 ) -> int:
-    """Put trained weights, optimizer and random states back; returns the number of steps done.
+    """Put trained weights and optimizer back; returns the number of steps done.
 
     SlamkernError for a damaged checkpoint, one of another run, and one of other trained tensors.
     """
     tensors, metadata = read_state(folder / f"{STATE}.safetensors")
     if metadata.fingerprint != fingerprint:
         raise SlamkernError(f"{folder} belongs to another run; choose another output folder")
-    state = {name: tensor for name, tensor in tensors.items() if name.startswith("optimizer/")}
-    optimizer.load_state_dict({name.removeprefix("optimizer/"): tensor for name, tensor in state.items()})
+    optimizer.load_state_dict({name.removeprefix("optimizer/"): tensor for name, tensor in tensors.items()})
     loaded = load_delta(model, folder, frozen=frozen)
     if set(loaded) != set(optimizer.parameters):
         odd = sorted(set(loaded) ^ set(optimizer.parameters))[0]
         raise SlamkernError(f"{folder} and this model do not train the same tensors (first difference: {odd})")
-    torch.set_rng_state(tensors["rng/cpu"])
-    for device in cuda_devices(model):
-        torch.cuda.set_rng_state(tensors[f"rng/cuda/{device.index}"], device)
     return metadata.step
 
 
@@ -218,8 +214,17 @@ def restore_newest(
 ) -> int:
     """:func:`restore_checkpoint` of the newest checkpoint in ``out`` that is not damaged; damaged ones are removed.
 
-    DamagedFileError where all of them are.
+    DamagedFileError where all of them are. Every process of a job reads the one that the main process chose.
     """
+    step = distributed.on_main(lambda: _restore_newest(out, model, optimizer, fingerprint, frozen))
+    if not distributed.is_main():
+        restore_checkpoint(out / f"checkpoint-{step}", model, optimizer, fingerprint=fingerprint, frozen=frozen)
+    return step
+
+
+def _restore_newest(
+    out: Path, model: nn.Module, optimizer: MasterAdamW, fingerprint: str, frozen: Mapping[str, str] | None
+) -> int:
     damaged: list[Path] = []
     for folder in reversed(list_checkpoints(out)):
         try:
@@ -235,11 +240,6 @@ def restore_newest(
     raise DamagedFileError(f"no checkpoint in {out} can be read; remove them to start again")
 
 
-def _random_states(model: nn.Module) -> dict[str, Tensor]:
-    states = {f"cuda/{device.index}": torch.cuda.get_rng_state(device) for device in cuda_devices(model)}
-    return {"cpu": torch.get_rng_state(), **states}
-
-
 def cuda_devices(model: nn.Module) -> list[torch.device]:
-    """The CUDA devices that a model lives on, whose random states belong to a run."""
+    """The CUDA devices that a model lives on."""
     return sorted({p.device for p in model.parameters() if p.is_cuda}, key=lambda device: device.index)

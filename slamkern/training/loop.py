@@ -5,8 +5,11 @@ packed tokens, divided by the supervised tokens of the whole step, so that how a
 matter; clipping by global norm; AdamW on float32 masters; the learning-rate schedule. Only response tokens are
 supervised.
 
-Files in ``output_dir``: see ``run_log``. A killed run that is resumed ends bitwise where the unbroken one ends (on a
-CPU). One process: nothing here shards a model or a batch.
+Several processes (``slamkern.distributed``) each hold the whole model and compute a share of every step; they sum the
+gradients of the trained tensors once a step and make the same update: that of one process, to rounding.
+
+Files in ``output_dir``, written by the main process: see ``run_log``. A killed run that is resumed ends bitwise where
+the unbroken one ends (on a CPU, with the same number of processes).
 """
 
 import logging
@@ -20,17 +23,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from slamkern import distributed
 from slamkern.data.packing import Example
 from slamkern.data.pairs import Pair
 from slamkern.data.tokenization import render_sample
+from slamkern.digests import state_digest
 from slamkern.errors import SlamkernError
 from slamkern.modules.packed_attention import packed_attention
 from slamkern.progress import progress_bar
 from slamkern.run_folder import RunFolder
 from slamkern.selection.layers import LayerSelection
-from slamkern.selection.trainable import trainable_tensors, trained_parameters
+from slamkern.selection.trainable import trained_parameters
 from slamkern.training.accumulate import Accumulator, peak_memory, reset_peak_memory
-from slamkern.training.batches import StepPlan, mean_loss, padded_positions, supervised_tokens, tokenize
+from slamkern.training.batches import (
+    StepPlan,
+    deal,
+    mean_loss,
+    padded_positions,
+    step_seed,
+    supervised_tokens,
+    tokenize,
+)
 from slamkern.training.checkpoint import (
     cuda_devices,
     list_checkpoints,
@@ -39,6 +52,7 @@ from slamkern.training.checkpoint import (
     save_checkpoint,
     save_delta,
 )
+from slamkern.training.checks import check_model
 from slamkern.training.config import TrainConfig, TrainResult
 from slamkern.training.fp8 import frozen_in_fp8
 from slamkern.training.frozen import frozen_digests, trained_parts
@@ -71,7 +85,8 @@ def train(
 
     selection: saved beside the delta; it must be the one that was applied. resume: go on in ``config.output_dir``
     where the run stopped, or start if it never began.
-    held_out: pairs to measure before and after. The random state of the caller and the model's mode are kept.
+    held_out: pairs to measure before and after. The random state of the caller and the model's mode are kept. Every
+    process of a job calls this, with the same arguments.
 
     SlamkernError: nothing to train, nothing to train on, a folder of another run, a loss that is not finite (before
     the weights change), or not enough memory. KeyboardInterrupt after Ctrl-C, SystemExit (143, 129) after SIGTERM and
@@ -85,9 +100,7 @@ def train(
         folder = None if out is None else stack.enter_context(RunFolder(out, KIND, results=RESULTS))
         if folder is not None and resume and folder.began and "trained" in folder.settings:
             restore_freeze(model, folder.settings["trained"], folder.path)
-        _check(model, selection)
-        if config.optimizer_offload and model.device.type == "cpu":
-            raise SlamkernError("optimizer_offload=True is for a model on a GPU; this one is in host memory already")
+        check_model(model, selection, config)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         examples = tokenize(pairs, tokenizer, config, context=context)
         unseen = tokenize(held_out, tokenizer, config, context=context) if held_out else None
@@ -100,6 +113,8 @@ def train(
             "examples": len(examples),
             "steps": len(steps),
         }
+        if distributed.world_size() > 1:
+            distributed.require_equal({**settings, "trained_weights": state_digest(trained_parameters(model))})
         run = RunLog(None, settings) if folder is None else claim_run(folder, settings, notes, resume=resume)
         run.write_samples([render_sample(example, tokenizer) for example in examples[:3]])
         if out is not None and run.finished:
@@ -109,7 +124,6 @@ def train(
             return TrainResult.of(model, run.rows, run.held_out, out)
 
         stack.enter_context(torch.random.fork_rng(devices=cuda_devices(model)))
-        torch.manual_seed(config.seed)
         stack.callback(model.train, model.training)
         model.train()
         if config.packing:
@@ -144,11 +158,12 @@ def train(
         )
         stack.callback(optimizer.clear_gradients)
         start = 0
-        if out is not None and list_checkpoints(out):
+        if out is not None and distributed.on_main(lambda: bool(list_checkpoints(out))):
             start = restore_newest(out, model, optimizer, fingerprint=run.fingerprint, frozen=frozen)
             log.info("resuming after step %d of %d", start, len(steps))
         run.go_back_to(start)
-        board = stack.enter_context(run.tensorboard()) if config.report_to == "tensorboard" else None
+        show = config.report_to == "tensorboard" and distributed.is_main()
+        board = stack.enter_context(run.tensorboard()) if show else None
 
         def held_out_loss(pairs: Sequence[Example]) -> float:
             return mean_loss(model, pairs, head=head, packing=config.packing, tokens_per_batch=config.tokens_per_batch)
@@ -165,12 +180,17 @@ def train(
         saved = time.monotonic()
         for done in range(start, len(steps)):
             started = time.perf_counter()
+            torch.manual_seed(step_seed(config.seed, done, distributed.rank()))
             batches = [[examples[index] for index in batch] for batch in steps[done]]
             supervised = sum(supervised_tokens(batch) for batch in batches)
+            shares = deal(batches, distributed.world_size(), config.tokens_per_batch)
+            mine = shares[distributed.rank()]
             rate = learning_rate(done, len(steps), config.learning_rate, config.warmup_steps, config.lr_scheduler_type)
-            loss = float(accumulator.backward(batches))  # device sync, once a step
-            if missing := optimizer.without_gradient():
+            total = accumulator.backward(mine, supervised)
+            if mine and (missing := optimizer.without_gradient()):
                 raise SlamkernError(f"the loss does not depend on {missing[0]}, so it cannot be trained; freeze it")
+            distributed.sum_([*optimizer.gradients(), total])
+            loss = float(total)  # device sync, once a step
             norm = optimizer.clip(config.max_grad_norm)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise SlamkernError(
@@ -180,8 +200,11 @@ def train(
                 )
             optimizer.step(rate)
 
+            due = config.save_steps is not None and (done + 1) % config.save_steps == 0
+            due |= config.save_minutes > 0 and time.monotonic() - saved >= 60 * config.save_minutes
+            save_now, stopping, memory = distributed.largest(due, stop.requested, peak_memory(model))
             tokens = sum(len(example.input_ids) for batch in batches for example in batch)
-            positions = tokens if config.packing else sum(padded_positions(batch) for batch in batches)
+            positions = tokens if config.packing else sum(padded_positions(part) for own in shares for part in own)
             row = {
                 "step": done + 1,
                 "loss": loss,
@@ -190,7 +213,7 @@ def train(
                 "tokens": tokens,
                 "supervised_tokens": supervised,
                 "tokens_per_second": tokens / (time.perf_counter() - started),
-                "peak_memory_bytes": peak_memory(model),
+                "peak_memory_bytes": int(memory),
                 "padding_share": 1 - tokens / positions,
             }
             run.append(row)
@@ -201,16 +224,15 @@ def train(
                 if board is not None:
                     for name in ("loss", "lr", "grad_norm", "tokens_per_second"):
                         board.add_scalar(name, row[name], done + 1)
-            due = config.save_steps is not None and (done + 1) % config.save_steps == 0
-            due |= config.save_minutes > 0 and time.monotonic() - saved >= 60 * config.save_minutes
-            if out is not None and (due or stop.requested):
+            if out is not None and (save_now or stopping):
                 saved = time.monotonic()
                 run.sync()
-                save_checkpoint(
-                    model, optimizer, out,
-                    step=done + 1, fingerprint=run.fingerprint, selection=selection, frozen=frozen,
-                )  # fmt: skip
-            if stop.requested:
+                if distributed.is_main():
+                    save_checkpoint(
+                        model, optimizer, out,
+                        step=done + 1, fingerprint=run.fingerprint, selection=selection, frozen=frozen,
+                    )  # fmt: skip
+            if stopping:
                 where = (
                     f"saved in {out}; go on with resume=True"
                     if out is not None
@@ -221,19 +243,5 @@ def train(
             run.note_held_out("after", held_out_loss(unseen))
         if out is not None:
             run.sync()
-            save_delta(model, out, selection, frozen=frozen)
+            distributed.on_main(lambda: save_delta(model, out, selection, frozen=frozen))
     return TrainResult.of(model, run.rows, run.held_out, out)
-
-
-def _check(model: "PreTrainedModel", selection: LayerSelection | None) -> None:
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise SlamkernError("the model has weights on the meta device, which hold no values; load it before training")
-    trainable = trainable_tensors(model)
-    if not trained_parameters(model):
-        raise SlamkernError("no parameter requires a gradient; call apply_selection(model, selection) before training")
-    layers = {entry.layer for entry in trainable}
-    if selection is not None and layers != set(selection.layers):
-        raise SlamkernError(
-            f"the selection names layers {sorted(selection.layers)}, but {sorted(layers)} are trainable;"
-            " call apply_selection(model, selection) before training"
-        )

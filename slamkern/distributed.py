@@ -1,0 +1,184 @@
+"""The processes of one job, as ``accelerate launch`` and ``torchrun`` start them: who this one is, what they agree on.
+
+Each process loads the whole model and gets a share of the work. Without a launcher there is one process, and nothing
+here does anything. Accelerate sets the process group and the device up; the first question asked here joins it, so
+every process of a job must call the functions of this package in the same order.
+
+DistributedDataParallel is not used: it wants one forward of the wrapped module for every backward, as many of them in
+every process, and sends gradients of each; here they are summed once a step, of the trained tensors alone.
+"""
+
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from slamkern.errors import SlamkernError
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)  # what a process waits for the others: a checkpoint, the longest answers
+
+
+def launched() -> int:
+    """How many processes the launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join(timeout: timedelta = TIMEOUT) -> None:
+    """Join the other processes of the job, unless that was done or there are none. SlamkernError without accelerate."""
+    if dist.is_initialized() or launched() < 2:
+        return
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        raise SlamkernError(
+            f"{launched()} processes were started (WORLD_SIZE); they need accelerate: pip install 'slamkern[scale]'"
+        ) from None
+    with _reaching_others():
+        if torch.cuda.is_available():
+            PartialState(backend="cpu:gloo,cuda:nccl", timeout=timeout)
+        else:
+            PartialState(cpu=True, timeout=timeout)
+
+
+def world_size() -> int:
+    """How many processes the job has."""
+    join()
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    join()
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and shows progress."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """Which of the processes on its machine this one is: the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def sum_(tensors: Iterable[Tensor]) -> None:
+    """Add up tensors, of the same shapes in all processes, in place; the sums are bitwise the same everywhere."""
+    if world_size() == 1:
+        return
+    with _reaching_others():
+        running = [(tensor, sent := _sendable(tensor), dist.all_reduce(sent, async_op=True)) for tensor in tensors]
+        for tensor, sent, work in running:
+            work.wait()
+            if sent is not tensor:
+                tensor.copy_(sent)
+
+
+def largest(*values: float) -> list[float]:
+    """The largest of each value over all processes: whether any wants something, how much the hungriest took."""
+    if world_size() == 1:
+        return list(values)
+    with _reaching_others():
+        tensor = _sendable(torch.tensor(values, dtype=torch.float64))
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
+def gather(tensor: Tensor) -> list[Tensor]:
+    """The tensors of all processes, of one shape, in the order of their ranks; where this one's is."""
+    if world_size() == 1:
+        return [tensor]
+    with _reaching_others():
+        sent = _sendable(tensor.contiguous())
+        parts = [torch.empty_like(sent) for _ in range(world_size())]
+        dist.all_gather(parts, sent)
+    return [part.to(tensor.device) for part in parts]
+
+
+def gather_objects(value: T) -> list[T]:
+    """The values of all processes, in the order of their ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    with _reaching_others():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """What ``work()`` returns in the main process, in all of them, or the error that it raises there in all of them."""
+    if world_size() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if is_main():
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            outcome[1] = error if _survives_pickling(error) else RuntimeError(f"{type(error).__name__}: {error}")
+    with _reaching_others():
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def require_equal(values: Mapping[str, Any]) -> None:
+    """SlamkernError, naming the first, where a process has another value than the main one."""
+    found = gather_objects(dict(values))
+    for other, theirs in enumerate(found):
+        for name, value in found[0].items():
+            if theirs.get(name) != value:
+                raise SlamkernError(f"{name} of process {other} is not that of process 0; give all of them the same")
+
+
+def first_to_fail() -> bool:
+    """Whether no other process of the job has failed before: what follows from its failure need not be said again."""
+    if launched() < 2:
+        return True
+    try:
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
+            timeout=timedelta(seconds=5),
+        )  # fmt: skip
+        return store.add("slamkern/failed", 1) == 1
+    except (KeyError, RuntimeError):  # no store, or it went with the main process
+        return True
+
+
+def leave() -> None:
+    """At the end of a program: leave the job, which torch wants said."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _sendable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy on the GPU where the process group reaches no others."""
+    if tensor.device.type == "cpu" and "cpu" not in dist.get_backend_config():
+        return tensor.cuda()
+    return tensor
+
+
+def _survives_pickling(error: Exception) -> bool:
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
+
+
+@contextmanager
+def _reaching_others() -> Iterator[None]:
+    """Turn what torch says when a process is gone, or silent for too long, into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = str(error).strip().partition("\n")[0]
+        raise SlamkernError(
+            f"another of the {launched()} processes of this job ended or does not answer ({words}); start the job again"
+        ) from error

@@ -1,0 +1,34 @@
+"""What training refuses before it reads, writes or changes anything."""
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from slamkern.errors import SlamkernError
+from slamkern.selection.layers import LayerSelection
+from slamkern.selection.trainable import trainable_tensors, trained_parameters
+from slamkern.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def check_model(model: "PreTrainedModel", selection: LayerSelection | None, config: TrainConfig) -> None:
+    """SlamkernError for a model that this recipe cannot train, or one that was frozen for another selection."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise SlamkernError(
+            f"train wants the model itself, not {type(model).__name__}; give it model.module: every process of the job"
+            " computes its share, and gradients are summed once a step"
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise SlamkernError("the model has weights on the meta device, which hold no values; load it before training")
+    if not trained_parameters(model):
+        raise SlamkernError("no parameter requires a gradient; call apply_selection(model, selection) before training")
+    layers = {entry.layer for entry in trainable_tensors(model)}
+    if selection is not None and layers != set(selection.layers):
+        raise SlamkernError(
+            f"the selection names layers {sorted(selection.layers)}, but {sorted(layers)} are trainable;"
+            " call apply_selection(model, selection) before training"
+        )
+    if config.optimizer_offload and model.device.type == "cpu":
+        raise SlamkernError("optimizer_offload=True is for a model on a GPU; this one is in host memory already")
