@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slamkern import distributed
 from slamkern.data.languages import language
 from slamkern.data.packing import Example, PackedBatch, PaddedBatch, collate, pack_plan, pad_plan, padded_batch
 from slamkern.data.tokenization import tokenize_texts
@@ -36,7 +37,8 @@ def collect_stats(
 
     All languages run in one pass, mixed in batches of at most ``token_budget`` tokens: packed without padding, or
     padded with texts of similar length together where the model cannot be packed. Special tokens and padding are not
-    counted, and the language-model head is not computed. Text ``i`` of every language goes to question group
+    counted, and the language-model head is not computed. Every process of a job counts a share of the batches, and all
+    return the same statistics. Text ``i`` of every language goes to question group
     ``i % groups``, so that parallel questions are resampled together. Texts over ``max_length`` tokens, or over the
     model's context, are cut there, and how many is logged.
     """
@@ -53,10 +55,12 @@ def collect_stats(
         if reason is not None:
             _log.info("the probe pads its batches: %s", reason)
         batches = list(probe_batches(examples, token_budget, packing=reason is None))
+        batches = batches[distributed.rank() :: distributed.world_size()]
         with packed_attention(model) if reason is None else nullcontext():
             for batch in progress_bar(batches, desc="probe", unit="batch", show=progress):
                 with recorder.tokens(batch.language_ids, batch.group_ids if groups else None):
                     backbone(**probe_inputs(batch, device))
+        recorder.merge_processes()
         return recorder.stats
 
 

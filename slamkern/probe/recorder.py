@@ -10,12 +10,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from slamkern import distributed
 from slamkern.errors import SlamkernError
 from slamkern.modules.ffn_match import find_ffns
 from slamkern.modules.patch import fused_ffns, patched
 from slamkern.ops import OBSERVABLES
 from slamkern.ops.dispatch import plan_rows
-from slamkern.ops.moments import Moments, Recording, merge_
+from slamkern.ops.moments import Moments, Recording, merge_, merge_moments_
 from slamkern.probe.stats import ActivationStats, QuestionGroups, model_signature
 
 
@@ -72,6 +73,17 @@ class Recorder:
         finally:
             for ffn in self._ffns:
                 ffn.recording = None
+
+    def merge_processes(self) -> None:
+        """Give every process of a job what all of them counted, merged in the order of their ranks."""
+        if distributed.world_size() == 1:
+            return
+        for place, moments in enumerate(self._moments):
+            slots, neurons = moments.mean.shape
+            total = Moments.zeros(slots, neurons, moments.mean.device)
+            for part in zip(*map(distributed.gather, moments.tensors), strict=True):
+                merge_moments_(total.tensors, part)
+            self._moments[place] = total
 
     @property
     def stats(self) -> ActivationStats:
