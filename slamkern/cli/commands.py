@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from slamkern import distributed
 from slamkern.cli.bench import bench
 from slamkern.cli.compare import compare
 from slamkern.cli.delta import delta
@@ -67,6 +68,10 @@ def _options(
 ) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("slamkern").setLevel(logging.INFO if verbose else logging.WARNING)
+    if not distributed.is_main():
+        logging.getLogger().setLevel(logging.ERROR)
+        logging.getLogger("slamkern").setLevel(logging.ERROR)
+        logging.getLogger("slamkern.training.accumulate").setLevel(logging.WARNING)  # the memory of this process alone
     if not verbose:  # transformers' own bars and remarks drown ours
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -105,7 +110,7 @@ def probe(
         return
     loaded, tokenizer = load(settings)
     stats = probe_model(settings, loaded, tokenizer, pairs, progress=True)
-    stats.save(out / "stats.safetensors")
+    distributed.on_main(lambda: stats.save(out / "stats.safetensors"))
     tokens = ", ".join(f"{code} {int(count):,}" for code, count in zip(stats.languages, stats.count, strict=True))
     typer.echo(f"{out / 'stats.safetensors'}: {stats.num_layers} layers, tokens: {tokens}")
 

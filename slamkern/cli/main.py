@@ -3,16 +3,22 @@
 A caller's mistake, a missing file or a full disk ends as ``error: <one line>`` on stderr with status 2, Ctrl-C with
 status 130 (SIGTERM: 143, SIGHUP: 129) and how to go on. Anything else is a bug of ours or of a library, or a lack of
 memory: one line with its class and where its traceback was written, status 1; ``-v`` shows the traceback itself.
+
+Of the processes that ``accelerate launch`` or ``torchrun`` start, the main one alone speaks, and the first that fails.
 """
 
+import io
+import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
+from slamkern import distributed
 from slamkern.cli.commands import app
 from slamkern.errors import SlamkernError, printable
 from slamkern.version import __version__
@@ -22,13 +28,21 @@ RESUME = {
     "train": "; the same command with --resume goes on",
     **dict.fromkeys(("run", "demo", "evaluate"), "; the same command goes on from here"),
 }
+JOINT = ("probe", "train")  # what several processes do together
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
     try:
-        status = app(arguments, prog_name="slamkern", standalone_mode=False)
+        if distributed.launched() > 1:
+            if command not in JOINT:
+                raise SlamkernError(f"several processes do {', '.join(JOINT)}; start {command or 'this'} in one alone")
+            distributed.join()
+        with redirect_stdout(sys.stdout if distributed.is_main() else io.StringIO()):
+            status = app(arguments, prog_name="slamkern", standalone_mode=False)
+        distributed.leave()
     except (SlamkernError, OSError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -42,14 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _unexpected(error, arguments)
         else:  # without a message, the help was printed instead
             return _fail(error.format_message()) if error.format_message() else 2
-    if status in (129, 130, 143):
-        command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if status in (129, 130, 143) and distributed.first_to_fail():
         print(f"interrupted{RESUME.get(command, '')}", file=sys.stderr)
     return status if isinstance(status, int) else 0
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    if distributed.first_to_fail():
+        where = f"process {os.environ.get('RANK')}: " if distributed.launched() > 1 else ""
+        print(f"error: {where}{printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 

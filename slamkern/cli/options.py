@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slamkern import distributed
 from slamkern.errors import SlamkernError
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def load(config: "RunConfig", delta: Path | None = None) -> tuple[Any, Any]:
     model, tokenizer = load_model(**config.model.arguments())
     if delta is not None:
         load_delta(model, delta)
-    typer.echo(f"{config.model.name}: {describe(model)}" + (f", with {delta}" if delta else ""), err=True)
+    if distributed.is_main():
+        typer.echo(f"{config.model.name}: {describe(model)}" + (f", with {delta}" if delta else ""), err=True)
     return model, tokenizer
 
 

