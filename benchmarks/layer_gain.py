@@ -136,7 +136,7 @@ class Study:
         accumulator = Accumulator(self.model, self.head, optimizer, self.config)
         losses = []
         for step, batch in enumerate(batches):
-            losses.append(float(accumulator.backward([batch])))
+            losses.append(float(accumulator.backward([batch], supervised_tokens(batch))))
             optimizer.clip(self.config.max_grad_norm)
             optimizer.step(learning_rate(step, len(batches), RATE, WARMUP))
         return losses
