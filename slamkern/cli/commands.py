@@ -5,8 +5,6 @@ of a command, in this order. Heavy imports happen inside the commands, so ``--he
 errors are left to ``cli``.
 """
 
-import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +30,7 @@ from slamkern.cli.options import (
     Set,
     TrustRemoteCode,
     configure,
+    configure_logging,
     load,
     model_options,
     print_plan,
@@ -66,15 +65,7 @@ def _options(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every stage and step.")] = False,
 ) -> None:
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("slamkern").setLevel(logging.INFO if verbose else logging.WARNING)
-    if not distributed.is_main():
-        logging.getLogger().setLevel(logging.ERROR)
-        logging.getLogger("slamkern").setLevel(logging.ERROR)
-        logging.getLogger("slamkern.training.accumulate").setLevel(logging.WARNING)  # the memory of this process alone
-    if not verbose:  # transformers' own bars and remarks drown ours
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    configure_logging(verbose)
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """What the commands share: their options, and how these become a configuration and a loaded model."""
 
+import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,6 +49,18 @@ DryRun = Annotated[
 
 MemoryBudget = Annotated[str | None, typer.Option(help="Like 24GB; recomputes as few FFNs as it takes to fit.")]
 FrozenPrecision = Annotated[str | None, typer.Option(help="Frozen weights in training: model (their dtype) or fp8.")]
+
+
+def configure_logging(verbose: bool) -> None:
+    """Of all processes of a job the main one logs; the others say what is theirs alone."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("slamkern").setLevel(logging.INFO if verbose else logging.WARNING)
+    if not distributed.is_main():
+        for name, level in ((None, "ERROR"), ("slamkern", "ERROR"), ("slamkern.training.accumulate", "WARNING")):
+            logging.getLogger(name).setLevel(level)
+    if not verbose:  # transformers' own bars and remarks drown ours
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def configure(
