@@ -42,20 +42,22 @@ class Prediction:
 _LINE = TypeAdapter(Prediction)
 
 
-def read_predictions(path: str | Path) -> list[Prediction]:
+def read_predictions(path: str | Path, *, torn: bool = False) -> list[Prediction]:
     """The predictions of a file; a line that is none, or an id that repeats, is refused as ``file:line``.
 
-    DamagedFileError where ``evaluation.json`` beside it says that its content was another when it was finished.
+    torn: leave out a last line without an end, which a killed run was writing. DamagedFileError where
+    ``evaluation.json`` beside it says that its content was another when it was finished.
     """
     path = Path(path)
+    content = read_bytes(path, limit=LARGEST)
     beside = path.with_name(SETTINGS_FILE)
     if path.name == PREDICTIONS_FILE and beside.is_file():
         written = read_record(beside, KIND)[1].get(DIGEST)
-        if written is not None and hashlib.sha256(path.read_bytes()).hexdigest() != written:
+        if written is not None and hashlib.sha256(content).hexdigest() != written:
             raise DamagedFileError(f"{path} is damaged: it is not what was scored; restore it or evaluate again")
     predictions: dict[str, Prediction] = {}
     # Outputs may hold U+2028 and the like: only a line feed ends a line.
-    for number, line in enumerate(read_bytes(path, limit=LARGEST).split(b"\n"), start=1):
+    for number, line in enumerate((content[: content.rfind(b"\n") + 1] if torn else content).split(b"\n"), start=1):
         if not line.strip():
             continue
         entry = _read_line(line, f"{path}:{number}")

@@ -57,10 +57,14 @@ class StateMetadata(Schema):
     fingerprint: Name
 
 
-def read_steps(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
-    """The first ``limit`` lines of metrics.jsonl as they were written: steps from 1 on without a gap."""
+def read_steps(path: Path, limit: int | None = None, *, torn: bool = False) -> list[dict[str, Any]]:
+    """The first ``limit`` lines of metrics.jsonl as they were written: steps from 1 on without a gap.
+
+    torn: leave out a last line without an end, which a killed run was writing.
+    """
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(read_text(path).splitlines()[:limit], start=1):
+    text = read_text(path)
+    for number, line in enumerate((text[: text.rfind("\n") + 1] if torn else text).splitlines()[:limit], start=1):
         place = f"{path}:{number}"
         row = unsealed(parse_json(line, place), place)
         check(Step, line, place)

@@ -1,19 +1,23 @@
 """A whole run on a tiny model: every contract file, resumption without doing anything twice, other runs refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support.tiny_causal_lm import ending_model, tiny_model, tiny_tokenizer
 
 from slamkern.data.tasks import load_task
+from slamkern.digests import state_digest
 from slamkern.errors import SlamkernError
 from slamkern.evaluation import accuracy
 from slamkern.pipeline import run, stages
 from slamkern.pipeline.config import RunConfig, build_config
+from slamkern.run_folder import read_record
 from slamkern.training import loop
 
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -109,6 +113,26 @@ def test_interrupted_run_ends_where_the_unbroken_one_ends(
         with safe_open(out / file, "pt") as ours, safe_open(finished / file, "pt") as theirs:
             assert set(ours.keys()) == set(theirs.keys())
             assert all(torch.equal(ours.get_tensor(key), theirs.get_tensor(key)) for key in ours.keys())  # noqa: SIM118
+
+
+def test_a_model_changed_between_probe_and_training_is_refused(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = tmp_path / "model"
+    shutil.copytree(model_folder, changed)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run.run(configuration(changed), tmp_path / "run", progress=False)
+    record = tmp_path / "run/run.json"
+    before = record.read_bytes()
+    assert read_record(record, "pipeline")[1]["base_weights"] == state_digest(tiny_model().state_dict())
+    weights = load_file(changed / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(weights | {name: weights[name].flip(0)}, changed / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SlamkernError, match=r"was begun with other weights of .*choose another folder or restore"):
+        run.run(configuration(changed), tmp_path / "run", progress=False)
+    assert record.read_bytes() == before
 
 
 def test_other_folders_are_refused(finished: Path, model_folder: Path, tmp_path: Path) -> None:
