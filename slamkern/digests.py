@@ -1,8 +1,11 @@
-"""SHA-256 of tensors: over data type, shape and raw bytes, so that no changed, moved or reordered value goes unseen."""
+"""SHA-256 of tensors: over data type, shape and raw bytes, so that no changed, moved or reordered value goes unseen.
+
+And of texts, each with its length, so that what moves from one to the next does not go unseen either.
+"""
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -38,6 +41,15 @@ def combined_digest(digests: Mapping[str, str]) -> str:
     """One digest of those of several named tensors."""
     lines = [f"{name} {digest}\n" for name, digest in sorted(digests.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def texts_digest(texts: Iterable[str]) -> str:
+    """One digest of texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        raw = text.encode()
+        digest.update(f"{len(raw)} ".encode() + raw)
+    return digest.hexdigest()
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:

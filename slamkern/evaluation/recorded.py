@@ -5,11 +5,12 @@ what `lm_eval_samples` reads. Nothing is computed here but whether an answer is 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from slamkern.errors import SlamkernError
+from slamkern.evaluation.forgetting import Losses, read_losses
 from slamkern.evaluation.scoring import RULE, STRICT_RULE, EvaluationResult, judge, judge_strict
 from slamkern.run_folder import read_record
 from slamkern.schemas.predictions import KIND, PREDICTIONS_FILE, SETTINGS_FILE, Prediction, read_predictions
@@ -37,12 +38,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The answers of one evaluation by (language, question id), and the settings that they depend on, by name."""
+    """The answers of one evaluation by (language, question id), and the settings that they depend on, by name.
+
+    ``losses``: the held-out losses beside it, where there are some.
+    """
 
     name: str
     model: str
     settings: dict[str, Any]
     answers: dict[tuple[str, str], Answer]
+    losses: Losses | None = None
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -72,7 +77,8 @@ def read_evaluation(source: str | Path | EvaluationResult, rule: str = "standard
     settings = {name: value for name, value in settings.items() if name != "weights"}  # those are what is compared
     if data := notes.get("data"):
         settings[DATA_REVISION] = data
-    return _recorded(str(source), str(notes.get("model", "unknown")), settings, read_predictions(path), rule)
+    found = _recorded(str(source), str(notes.get("model", "unknown")), settings, read_predictions(path), rule)
+    return replace(found, losses=read_losses(path))
 
 
 def _recorded(

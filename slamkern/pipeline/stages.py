@@ -10,6 +10,7 @@ from slamkern.data.alignment import aligned_examples, english_questions
 from slamkern.data.pairs import Pair, load_pairs, split_pairs
 from slamkern.data.prompts import get_prompt
 from slamkern.data.tokenization import tokenize_pairs
+from slamkern.digests import texts_digest
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.sections import RunConfig
 from slamkern.probe.stats import ActivationStats
@@ -138,9 +139,11 @@ def measure(
         model, tokenizer, held_out, recipe.prompt, generate_limit=section.chrf_limit,
         max_new_tokens=section.max_new_tokens, max_length=recipe.max_length,
     )  # fmt: skip
+    english = english_texts(config, held_out)
     values: dict[str, Any] = {
         "translation": translation,
-        "english_loss": english_retention(model, tokenizer, english_texts(config, held_out)),
+        "english_loss": english_retention(model, tokenizer, english),
+        "loss_texts": loss_texts(english, held_out),
         "evaluation": None,
     }
     if replies:
@@ -152,6 +155,12 @@ def measure(
         )  # fmt: skip
         values["evaluation"] = result.to_dict()
     return values
+
+
+def loss_texts(english: Sequence[str], held_out: Sequence[Pair]) -> dict[str, str]:
+    """Digests of what losses are measured on: two models are compared only where these are the same."""
+    pairs = (text for pair in held_out for text in (pair.source_language, pair.source, pair.target))
+    return {"english": texts_digest(english), "held_out": texts_digest(pairs)}
 
 
 def reply_losses(

@@ -14,6 +14,7 @@ from typing import Any
 from slamkern.digests import combined_digest
 from slamkern.errors import DamagedFileError, SlamkernError
 from slamkern.evaluation.scoring import summarize
+from slamkern.pipeline import two_models
 from slamkern.pipeline.sections import RunConfig
 from slamkern.probe.stats import ActivationStats
 from slamkern.reading import read_json
@@ -80,7 +81,9 @@ def _checks(folder: Path) -> Iterator[Check]:
         yield from _delta(folder, {})
     elif (chosen := folder / SELECTION).exists():
         yield chosen, lambda: LayerSelection.load(chosen)
-    if kind == "pipeline":
+    if (compared := folder / two_models.RECORD).exists():
+        yield compared, lambda: read_record(compared, two_models.KIND)
+    elif kind == "pipeline":
         yield folder / RECORD, lambda: _pipeline(folder)
     if (replies := folder / REPLIES).exists():
         yield replies, lambda: read_replies_file(replies)

@@ -1,8 +1,9 @@
 """What a comparison found as files: ``comparison.json``, a self-contained ``comparison.html``, and ``junit.xml``.
 
 It comes as the JSON values of a `Comparison`, so that the page can also be made from the file.
-JUnit XML has a test case a language and one for the average: worse is a failure with the questions lost, cannot tell is
-skipped with its reason, as pipelines show it. The HTML escapes everything (outputs of models hold anything).
+JUnit XML has a test case a language, one for the average and one a held-out loss: worse is a failure (of a language
+with the questions lost), cannot tell is skipped with its reason, as pipelines show it. The HTML escapes everything
+(outputs of models hold anything).
 """
 
 import re
@@ -20,6 +21,7 @@ HEAD = (
     "language", "questions", "before %", "after %", "difference", "95 % interval", "gained", "lost", "p harm",
     "detectable", "margin", "verdict",
 )  # fmt: skip
+LOSS_HEAD = ("loss, nats a token", "before", "after", "difference", "margin", "verdict")
 DRIFT_HEAD = ("language", "same language", "in English", "length", "empty", "repetitive", "echo", "truncated")
 MARKS = {"better": "better", "not worse": "", "worse": "worse", "cannot tell": "unclear"}
 PHRASES = {
@@ -60,6 +62,12 @@ def cells(name: str, change: Values) -> list[str]:
     ]  # fmt: skip
 
 
+def loss_cells(name: str, change: Values) -> list[str]:
+    """A row of the table of losses as text, in the order of ``LOSS_HEAD`` without the verdict."""
+    numbers = [f"{change[field]:.4f}" for field in ("before", "after")]
+    return [name, *numbers, "{difference:+.4f}".format(**change), "{margin:g}".format(**change)]
+
+
 def drift_cells(name: str, old: Values, new: Values) -> list[str]:
     """A row of the table of responses as text, in the order of ``DRIFT_HEAD``."""
     ratio = f" (x{new['characters'] / old['characters']:.2f})" if old["characters"] else ""
@@ -79,6 +87,11 @@ def _page(result: Values) -> str:
         rows=[
             {"cells": cells(name, change), "verdict": change["verdict"], "total": name == AVERAGE}
             for name, change in rows(result)
+        ],
+        loss_head=LOSS_HEAD,
+        loss_rows=[
+            {"cells": loss_cells(name, change), "verdict": change["verdict"]}
+            for name, change in result["losses"].items()
         ],
         drift_head=DRIFT_HEAD, drift_rows=[drift_cells(code, *sides) for code, sides in result["drift"].items()],
     )  # fmt: skip
@@ -107,10 +120,11 @@ def _plot(result: Values) -> dict[str, Any]:
 
 def _junit(result: Values) -> ElementTree.Element:
     named = list(rows(result))
-    verdicts = [change["verdict"] for _, change in named]
+    losses = result["losses"]
+    verdicts = [change["verdict"] for change in (*(change for _, change in named), *losses.values())]
     task = _xml_text(str(result["settings"].get("task", "task")))
     suite = ElementTree.Element(
-        "testsuite", name="slamkern compare", tests=str(len(named)), errors="0",
+        "testsuite", name="slamkern compare", tests=str(len(verdicts)), errors="0",
         failures=str(verdicts.count("worse")), skipped=str(verdicts.count("cannot tell")),
     )  # fmt: skip
     for name, change in named:
@@ -126,6 +140,15 @@ def _junit(result: Values) -> ElementTree.Element:
             )
         elif change["verdict"] == "cannot tell":
             ElementTree.SubElement(case, "skipped", message=message)
+        else:
+            ElementTree.SubElement(case, "system-out").text = message
+    for name, change in losses.items():
+        case = ElementTree.SubElement(suite, "testcase", name=name, classname="slamkern.compare.losses")
+        message = f"{change['verdict']}: " + ", ".join(
+            f"{label} {cell}" for label, cell in zip(LOSS_HEAD[1:], loss_cells(name, change)[1:], strict=False)
+        )
+        if change["verdict"] == "worse":
+            ElementTree.SubElement(case, "failure", message=message, type="worse")
         else:
             ElementTree.SubElement(case, "system-out").text = message
     suites = ElementTree.Element("testsuites")

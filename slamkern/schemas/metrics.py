@@ -42,11 +42,12 @@ class Scores(Schema):
 
 
 class Measurement(Schema):
-    """``before.json`` and ``after.json``."""
+    """``before.json`` and ``after.json``; ``loss_texts`` are digests of what the losses were measured on."""
 
     translation: dict[str, Translation]
     english_loss: NotNegative
     reply_loss: dict[str, NotNegative] | None = None
+    loss_texts: dict[str, Digest] | None = None
     evaluation: Scores | None
 
 

@@ -85,5 +85,5 @@ class EvaluationRecord(Record):
 
 
 RECORDS: Mapping[str, type[Record]] = MappingProxyType(
-    {"pipeline": PipelineRecord, "training": TrainingRecord, "evaluation": EvaluationRecord}
+    {"pipeline": PipelineRecord, "training": TrainingRecord, "evaluation": EvaluationRecord, "comparison": Record}
 )

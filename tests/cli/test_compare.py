@@ -1,6 +1,8 @@
 """``slamkern compare``: tables, files, and the exit status that a pipeline acts on."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -37,6 +39,17 @@ def test_status_and_output(tmp_path, capsys):
     assert main(["compare", base, little]) == 3
     assert "cannot tell" in capsys.readouterr().out
     assert main(["compare", base, little, "--margin", "de=5", "--margin", "average=5"]) == 0
+
+
+def test_a_pipeline_sees_the_status_of_the_process(tmp_path):
+    base, worse, better, little = (
+        write(tmp_path / name, right) for name, right in (("a", 100), ("b", 60), ("c", 160), ("d", 98))
+    )
+    for after, status in ((better, 0), (worse, 1), (str(tmp_path / "none"), 2), (little, 3)):
+        command = [sys.executable, "-m", "slamkern.cli.main", "compare", base, after, "--no-drift"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        assert done.stderr.startswith("error: ") is (status == 2)
 
 
 def test_one_line_for_what_is_wrong(tmp_path, capsys):

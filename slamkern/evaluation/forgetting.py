@@ -1,0 +1,74 @@
+"""Held-out losses before and after: English text, translation, replies. A rise is what a model forgot.
+
+Forgetting as PEFT's method comparison has it: cross entropy on fixed text after training minus before, in nats a token.
+Both sides read the same tokens, so there is little chance in it and no interval: a loss that rose by more than its
+margin is worse, one that fell by more is better, anything else is not worse.
+
+The losses are those that stand beside an evaluation: ``before.json`` for the folder ``before``, as runs write them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from slamkern.schemas.metrics import read_measurement
+
+ENGLISH, HELD_OUT = "english", "held_out"  # the texts, by name
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Name of a loss -> its text (``english`` or ``held_out``) and nats a token; digests of the texts where known."""
+
+    values: dict[str, tuple[str, float]]
+    texts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class LossChange:
+    """A loss on both sides, in nats a token."""
+
+    before: float
+    after: float
+    difference: float
+    margin: float
+    verdict: str
+
+
+def read_losses(evaluation: str | Path) -> Losses | None:
+    """The losses beside an evaluation's folder (or its ``predictions.jsonl``); None where there are none."""
+    path = Path(evaluation)
+    folder = path if path.is_dir() else path.parent
+    file = folder.parent / f"{folder.name}.json"
+    if not file.is_file():
+        return None
+    measured = read_measurement(file)
+    values = {"English text": (ENGLISH, measured["english_loss"])}
+    values |= {f"translation from {code}": (HELD_OUT, row["loss"]) for code, row in measured["translation"].items()}
+    values |= {f"reply to {code}": (HELD_OUT, loss) for code, loss in (measured.get("reply_loss") or {}).items()}
+    return Losses(values, measured.get("loss_texts") or {})
+
+
+def compare_losses(
+    before: Losses | None, after: Losses | None, margin: float
+) -> tuple[dict[str, LossChange], list[str], list[str]]:
+    """(change of each loss that both sides have, texts not known to be equal, losses left out for theirs differ)."""
+    changes: dict[str, LossChange] = {}
+    unknown: dict[str, None] = {}
+    differing: list[str] = []
+    if before is None or after is None:
+        return {}, [], []
+    for name in (name for name in before.values if name in after.values):
+        (text, old), (_, new) = before.values[name], after.values[name]
+        digests = before.texts.get(text), after.texts.get(text)
+        if None in digests:
+            unknown[f"{text.replace('_', '-')} texts"] = None
+        elif digests[0] != digests[1]:
+            differing.append(name)
+            continue
+        changes[name] = LossChange(old, new, new - old, margin, decide_loss(new - old, margin))
+    return changes, list(unknown), differing
+
+
+def decide_loss(difference: float, margin: float) -> str:
+    """The verdict of a loss that rose by ``difference`` nats."""
+    return "worse" if difference > margin else "better" if difference < -margin else "not worse"

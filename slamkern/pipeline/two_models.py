@@ -1,0 +1,117 @@
+"""Two models, or one and its delta, asked the same questions: what `compare` then judges, in one resumable folder.
+
+    compared.json    the record of the folder: configuration, models, questions
+    evaluation/      before/ and after/ with their answers, before.json and after.json with losses, as a run has them
+
+Losses are those of English text (``evaluate.english``, else the embedded corpus) and, with ``data.path``, of its
+held-out pairs. A side that is done is not loaded again.
+"""
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slamkern.data.pairs import Pair
+from slamkern.data.tasks import Question
+from slamkern.digests import texts_digest
+from slamkern.errors import SlamkernError
+from slamkern.files import write_checked
+from slamkern.pipeline.checks import check_model, check_prompt
+from slamkern.pipeline.loading import load_model
+from slamkern.pipeline.sections import RunConfig
+from slamkern.pipeline.stages import alignment_pairs, english_texts, loss_texts
+from slamkern.run_folder import RunFolder
+
+KIND, RECORD = "comparison", "compared.json"
+SIDES = ("before", "after")
+
+
+def evaluate_two(
+    config: RunConfig,
+    tuned: str | Path,
+    questions: Sequence[Question],
+    out: str | Path,
+    *,
+    task: str,
+    delta: bool = False,
+    progress: bool = True,
+) -> tuple[Path, Path]:
+    """Answers of ``config.model`` and of ``tuned`` to ``questions``; returns the two evaluation folders.
+
+    ``tuned`` names a model or, with ``delta``, the folder of a training run, whose weights are put into the first one.
+    SlamkernError for what is wrong with models, prompt, data or folder before anything is asked.
+    """
+    held_out = alignment_pairs(config)[1] if config.data.path else []
+    config = config.model_copy(
+        update={"evaluate": config.evaluate.model_copy(update={"english": _english(config, held_out)})}
+    )
+    english = english_texts(config, held_out)
+    check_prompt(config.evaluate.prompt)
+    after = config.model if delta else config.model.model_copy(update={"name": str(tuned)})
+    for section in {config.model, after}:
+        check_model(section)
+    if delta and not (Path(tuned) / "delta.safetensors").is_file():
+        raise SlamkernError(f"{tuned} holds no delta.safetensors; give the folder of a training run")
+    settings = {
+        "models": [config.model.name, str(tuned)],
+        "questions": texts_digest(text for q in questions for text in (q.id, q.language, q.question, q.gold)),
+        "config": config.model_dump(mode="json"),
+    }
+    out = Path(out)
+    with RunFolder(out, KIND, record=RECORD, results=["evaluation/*"], inside=("evaluation",)) as folder:
+        folder.claim(settings)
+        folder.save()
+        model: Any = None
+        for side, section in zip(SIDES, (config.model, after), strict=True):
+            path = out / "evaluation" / f"{side}.json"
+            if path.is_file():
+                continue
+            if model is None or not delta:
+                model = tokenizer = None  # before the next one takes its memory
+                gc.collect()
+                model, tokenizer = load_model(**section.arguments())
+            if delta and side == "after":
+                from slamkern.training.checkpoint import load_delta
+
+                load_delta(model, tuned)
+            values = _measure(config, model, tokenizer, questions, english, held_out, task, path, progress)
+            write_checked(path, values)
+    before, after_folder = (out / "evaluation" / side for side in SIDES)
+    return before, after_folder
+
+
+def _english(config: RunConfig, held_out: Sequence[Pair]) -> str | None:
+    return config.evaluate.english or (None if held_out else "corpus:")
+
+
+def _measure(
+    config: RunConfig,
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    english: Sequence[str],
+    held_out: Sequence[Pair],
+    task: str,
+    path: Path,
+    progress: bool,
+) -> dict[str, Any]:
+    from slamkern.evaluation.accuracy import evaluate_questions
+    from slamkern.evaluation.translation import english_retention, translation_quality
+
+    section, recipe = config.evaluate, config.train
+    result = evaluate_questions(
+        model, tokenizer, questions, task=task, prompt=section.prompt, max_new_tokens=section.max_new_tokens,
+        batch_size=section.batch_size, out=path.with_suffix(""), progress=progress,
+    )  # fmt: skip
+    translation: dict[str, Any] = {}
+    if held_out:
+        translation = translation_quality(
+            model, tokenizer, held_out, recipe.prompt, generate_limit=0, max_length=recipe.max_length
+        )
+    return {
+        "translation": translation,
+        "english_loss": english_retention(model, tokenizer, english, max_length=recipe.max_length),
+        "loss_texts": loss_texts(english, held_out),
+        "evaluation": result.to_dict(),
+    }

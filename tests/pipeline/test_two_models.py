@@ -1,0 +1,118 @@
+"""Two models and one file of questions: one command asks both, goes on after a kill, and judges."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+
+from slamkern.cli.main import main
+from slamkern.pipeline import two_models
+from slamkern.selection.layers import LayerSelection
+from slamkern.selection.trainable import apply_selection
+from slamkern.training.checkpoint import save_delta
+from slamkern.training.frozen import frozen_digests, trained_parts
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two models that differ in a layer, the same change as a delta, eight questions in two languages."""
+    model = tiny_model()
+    model.config.max_position_embeddings = 4096
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "tuned")
+    model.save_pretrained(tmp_path / "base")
+    apply_selection(model, [1])
+    frozen = frozen_digests(model, trained_parts(model))
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(-1)
+    save_delta(model, tmp_path / "delta", LayerSelection((1,)), frozen=frozen)
+    model.save_pretrained(tmp_path / "tuned")
+    rows = [
+        {"id": number, "language": code, "question": f"{text} {number}?", "answer": number}
+        for code, text in (("en", "How many"), ("de", "Wie viele"))
+        for number in range(4)
+    ]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "english.txt").write_text("One plus one is two.\nTwo more are four.\n")
+    return tmp_path
+
+
+def gate(folder, out, *arguments):
+    settings = ["evaluate.prompt={instruction}=", "evaluate.max_new_tokens=6", f"evaluate.english={folder}/english.txt"]
+    options = [f"--set={text}" for text in settings] + ["--no-drift", "--questions", str(folder / "questions.jsonl")]
+    return main(["compare", str(folder / "base"), *map(str, arguments), *options, "--out", str(out)])
+
+
+def test_one_command_asks_both_and_judges_and_files_agree(folder, capsys):
+    out = folder / "out"
+    assert gate(folder, out, folder / "tuned", "--loss-margin", "0.0001") == 1  # English text is forgotten
+    text = capsys.readouterr().out
+    assert "after is worse" in text and "English text" in text
+    values = json.loads((out / "comparison.json").read_text())
+    loss = values["losses"]["English text"]
+    assert loss["verdict"] == "worse" and loss["difference"] > 0.0001 and values["exit_status"] == 1
+    assert {code: row["n"] for code, row in values["languages"].items()} == {"en": 4, "de": 4}
+    assert values["settings"]["task"] == "questions" and values["unverified"] == []
+    page = (out / "comparison.html").read_text()
+    assert "Forgetting" in page and f"{loss['after']:.4f}" in page
+    suite = ElementTree.parse(out / "junit.xml").getroot()[0]
+    assert suite.get("tests") == "4" and suite.get("failures") == "1"
+    assert "English text" in [case.get("name") for case in suite if case.find("failure") is not None]
+    assert main(["verify", str(out)]) == 0
+
+    with_delta = folder / "with_delta"
+    gate(folder, with_delta, "--delta", folder / "delta")
+    again = json.loads((with_delta / "comparison.json").read_text())
+    assert again["languages"] == values["languages"]
+    assert again["losses"]["English text"]["after"] == pytest.approx(loss["after"])
+
+
+def test_a_killed_comparison_goes_on_with_what_is_left(folder, monkeypatch, capsys):
+    loaded = []
+    load_model = two_models.load_model
+
+    def counted(**arguments):
+        loaded.append(arguments["spec"].rpartition("/")[2])
+        return load_model(**arguments)
+
+    monkeypatch.setattr(two_models, "load_model", counted)
+    out = folder / "out"
+    measure = two_models._measure
+
+    def killed(*arguments):
+        if loaded[-1] == "tuned":
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(two_models, "_measure", killed)
+    assert gate(folder, out, folder / "tuned") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(two_models, "_measure", measure)
+    assert gate(folder, out, folder / "tuned") in (1, 3)
+    assert loaded == ["base", "tuned", "tuned"]
+    assert gate(folder, out, folder / "tuned") in (1, 3) and len(loaded) == 3
+    questions = folder / "questions.jsonl"
+    questions.write_text(questions.read_text().replace('"answer": 3', '"answer": 5'))
+    assert gate(folder, out, folder / "tuned") == 2
+    assert "holds another run: questions was" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_said_before_a_model_is_loaded(folder, monkeypatch, capsys):
+    monkeypatch.setattr(two_models, "load_model", None)
+    base, tuned, questions = (str(folder / name) for name in ("base", "tuned", "questions.jsonl"))
+    for arguments, words in (
+        ([base, tuned], f"{base} is a model: give --questions"),
+        ([base], f"{base} is a model: give --questions"),
+        ([str(folder / "x")], "give two evaluations, before and after"),
+        ([base, "--delta", tuned], "--delta is for comparing models: give --questions too"),
+        ([base, "-q", questions, "-o", "out"], "give a second model or --delta, one of them"),
+        ([base, tuned, "-q", questions], "--questions needs --out"),
+        ([base, tuned, "-q", "none.jsonl", "-o", "out"], "no questions at none.jsonl"),
+        ([base, str(folder / "none"), "-q", questions, "-o", "out"], "no model folder"),
+        ([base, "--delta", tuned, "-q", questions, "-o", "out"], "holds no delta.safetensors"),
+    ):
+        assert main(["compare", *arguments]) == 2
+        assert words in capsys.readouterr().err
+    assert not (folder / "out").exists()
