@@ -20,7 +20,6 @@ benchmarks/results after every finished cell.
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -32,6 +31,7 @@ from typing import Any
 
 from benchmarks import alignment_table
 from slamkern.files import write_json
+from slamkern.reading import read_json
 
 DEFAULTS: dict[str, Any] = {
     "why": "",
@@ -110,7 +110,7 @@ def tasks_of(study: Path, cells: Sequence[dict[str, Any]]) -> list[Task]:
 
 def read_cells(study: Path, file: Path) -> list[dict[str, Any]]:
     """The cells with their defaults; each is also written to its folder, where its processes read it."""
-    cells = [DEFAULTS | cell for cell in json.loads(file.read_text())]
+    cells = [DEFAULTS | cell for cell in read_json(file)]
     for cell in cells:
         folder = study / "cells" / cell["name"]
         folder.mkdir(parents=True, exist_ok=True)

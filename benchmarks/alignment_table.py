@@ -1,6 +1,5 @@
 """The table of the alignment study: what each recipe gained and lost against the base model, question by question."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
@@ -13,6 +12,7 @@ from benchmarks import results
 from benchmarks.stage import show as show_rows
 from slamkern.evaluation.response_language import response_language
 from slamkern.files import write_json
+from slamkern.reading import read_json
 from slamkern.schemas.predictions import Prediction, read_predictions
 
 COPIED = 0.7
@@ -60,14 +60,14 @@ def row_of(study: Path, cell: dict[str, Any], base: dict[str, Prediction]) -> di
         "cell": cell,
         "languages": languages,
         **means,
-        "training": json.loads(summary.read_text()) if summary.exists() else None,
-        "losses": json.loads(losses.read_text()) if losses.exists() else None,
+        "training": read_json(summary) if summary.exists() else None,
+        "losses": read_json(losses) if losses.exists() else None,
     }
 
 
 def write(study: Path, cells: Sequence[dict[str, Any]], show: bool = False) -> Path:
     """Write the table of all cells with any answers; ``show`` also prints it."""
-    settings = json.loads((study / "study.json").read_text())
+    settings = read_json(study / "study.json")
     untouched = [cell for cell in cells if not cell["layers"] and not cell["reply_start"]]
     base = {key: row for cell in untouched for key, row in answers_of(study, cell).items()}
     rows = [row_of(study, cell, base) for cell in cells]

@@ -25,6 +25,7 @@ from slamkern.evaluation.generation import generate
 from slamkern.evaluation.translation import english_retention, translation_quality
 from slamkern.files import write_json
 from slamkern.pipeline.loading import load_model
+from slamkern.reading import iterate_lines, parse_json, read_json
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection
 from slamkern.training.checkpoint import load_delta
@@ -43,10 +44,10 @@ class Study:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.settings: dict[str, Any] = json.loads((folder / "study.json").read_text())
+        self.settings: dict[str, Any] = read_json(folder / "study.json")
 
     def cell(self, name: str) -> dict[str, Any]:
-        return dict(json.loads((self.folder / "cells" / name / "cell.json").read_text()))
+        return dict(read_json(self.folder / "cells" / name / "cell.json"))
 
     def load(self) -> tuple[Any, Any]:
         return load_model(self.settings["model"], dtype=self.settings["dtype"])
@@ -61,7 +62,7 @@ class Study:
         """Index of an English question -> the model's own answer, for those that it brought to an end."""
         found: dict[int, str] = {}
         for file in sorted(self.folder.glob("answers/*.jsonl")):
-            rows = (json.loads(line) for line in file.read_text().splitlines() if line.endswith("}"))
+            rows = (parse_json(line, str(file)) for line in iterate_lines(file) if line.endswith("}"))
             found |= {row["index"]: row["text"] for row in rows if row["ended"]}
         return {index: found[index] for index in sorted(found)}
 
@@ -70,7 +71,7 @@ def answer(study: Study, part: int, parts: int) -> None:
     """The model's greedy answers to English training questions: what it says where it understands."""
     file = study.folder / "answers" / f"part-{part}.jsonl"
     file.parent.mkdir(exist_ok=True)
-    done = {json.loads(line)["index"] for line in file.read_text().splitlines()} if file.exists() else set()
+    done = {parse_json(line, str(file))["index"] for line in iterate_lines(file)} if file.exists() else set()
     model, tokenizer = study.load()
     english, prompt = study.questions("en"), get_prompt(study.settings["prompt"], tokenizer)
     wanted = [i for i in ANSWERED[: study.settings["answers"]][part::parts] if i not in done]

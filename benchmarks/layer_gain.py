@@ -14,7 +14,6 @@ every finished layer is in the result file, ``results/layer-gain-NAME.json``. Th
 """
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from slamkern.files import write_json
 from slamkern.modules.packed_attention import packed_attention
 from slamkern.pipeline.loading import load_model
 from slamkern.progress import progress_bar
+from slamkern.reading import read_json
 from slamkern.selection.trainable import apply_selection, trained_parameters
 from slamkern.training.accumulate import Accumulator
 from slamkern.training.batches import StepPlan, sum_loss, supervised_tokens
@@ -87,7 +87,7 @@ class Study:
             asked = [self.prompt.question(self.questions["en"][index], "en") for index in wanted]
             texts = generate(self.model, self.tokenizer, asked, max_new_tokens=REPLY_TOKENS, batch_size=32)
             write_json(path, {str(wanted[position]): text.strip() for position, text in texts})
-        return {int(index): text for index, text in json.loads(path.read_text()).items()}
+        return {int(index): text for index, text in read_json(path).items()}
 
     def examples(self, task: str, numbers: Iterable[int]) -> list[tuple[str, int, Example]]:
         """(language, question, sequence) of what is translated or replied to; those that are too long are left out."""

@@ -5,7 +5,6 @@ Scores known before training, larger = train this layer: those of ``selection.sc
 model on the first training batches (GRASS); and ``lowest``, the place of the layer.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from benchmarks.rank_correlation import kendall, spearman, spearman_interval
 from slamkern.files import write_json
 from slamkern.modules.ffn_match import by_layer, find_ffns
 from slamkern.probe.stats import ActivationStats
+from slamkern.reading import read_json
 from slamkern.selection.bootstrap import reweighted
 from slamkern.selection.scores import SCORES
 
@@ -76,11 +76,11 @@ def _snr_once(work: Path, model: nn.Module) -> np.ndarray:
             linears = [getattr(ffns[layer].block, getattr(ffns[layer].part, side)) for side in ("up", "down")]
             values.append(sum(spectrum_snr(linear.weight.detach()) for linear in linears) / len(linears))
         write_json(path, values)
-    return np.array(json.loads(path.read_text()))
+    return np.array(read_json(path))
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text()))
+    return dict(read_json(path))
 
 
 def _gains(work: Path, task: str) -> dict[int, list[Row]]:

@@ -6,7 +6,6 @@ stage replaces only itself.
 """
 
 import datetime
-import json
 import os
 import platform
 import re
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from slamkern.files import write_json
+from slamkern.reading import read_json
 from slamkern.version import installed_version
 
 FOLDER = Path(__file__).with_name("results")
@@ -66,7 +66,7 @@ def load(path: Path) -> dict[str, Any]:
     """A result file, or an empty one where there is none yet."""
     if not path.exists():
         return {"device": None, "stages": {}}
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict(read_json(path))
 
 
 def write_stage(

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -83,12 +83,16 @@ def read_json(path: str | Path, *, limit: int = 64 * MIB) -> Any:
     return parse_json(read_text(path, limit=limit), str(path))
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
-    """The value of a JSON text; ``where`` begins the message of what is wrong with it."""
+def parse_json(text: str | bytes, where: str, *, constants: bool = False) -> Any:
+    """The value of a JSON text; ``where`` begins the message of what is wrong with it.
+
+    constants: let NaN and infinities pass, which Python's own writer makes by default.
+    """
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
+        constant = float if constants else _constant
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=constant, parse_float=_finite)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
@@ -122,9 +126,14 @@ def parse_yaml(text: str, where: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+        raise ValueError(f"the key {_repeated(name for name, _ in pairs)!r} stands there twice")
     return values
+
+
+def _repeated(names: Iterable[Hashable]) -> Hashable | None:
+    """The first of them that was there before; in one pass, for a file may have millions."""
+    seen: set[Hashable] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 
 
 def _constant(name: str) -> float:
@@ -164,11 +173,11 @@ class _CoreLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key!r} stands there twice ({node.start_mark})")
-        return super().construct_mapping(node, deep)
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            key = _repeated(self.construct_object(key, deep=True) for key, _ in node.value)
+            raise yaml.YAMLError(f"the key {key!r} stands there twice ({node.start_mark})")
+        return mapping
 
     def construct_integer(self, node: Any) -> int:
         return int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)

@@ -1,6 +1,8 @@
-"""Files of others: read as they are meant, or refused in one line."""
+"""Files of others: read as they are meant, or refused in one line; and nothing else in the project parses them."""
 
+import ast
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,51 @@ def test_only_regular_files_of_a_bounded_size(tmp_path: Path) -> None:
                 read(tmp_path / name, limit=1000)
             assert words in str(caught.value)
     assert read_json(tmp_path / "marked") == {}
+
+
+def test_a_key_among_very_many_is_found_in_one_pass() -> None:
+    names = [f"key{number}" for number in range(30_000)]
+    started = time.process_time()
+    with pytest.raises(SlamkernError, match="the key 'key29999' stands there twice"):
+        parse_json("{" + ", ".join(f'"{name}": 1' for name in (*names, names[-1])) + "}", "x")
+    with pytest.raises(SlamkernError, match="the key 'key2999' stands there twice"):
+        parse_yaml("".join(f"{name}: 1\n" for name in (*names[:3000], names[2999])), "x")
+    assert time.process_time() - started < 6  # a pass takes 1 s; comparing each with each took 20
+
+
+# Who may call what parses: the readers themselves, and those who check against a schema what a reader has read.
+PARSERS = {
+    "json": {"load", "loads", "JSONDecoder"}, "yaml": {"load", "safe_load", "full_load", "unsafe_load"},
+    "pickle": {"load"}, "marshal": {"load", "loads"}, "ast": {"literal_eval"}, "tomllib": {"load", "loads"},
+}  # fmt: skip
+VALIDATORS = {"validate_json", "model_validate_json"}
+READERS = {"slamkern/reading.py"}
+SCHEMAS = {"slamkern/schemas/check.py", "slamkern/pipeline/config.py"}
+
+
+def foreign_parsers(text: str) -> list[str]:
+    """Calls in a program that parse text, but for those that take their own JSON apart again."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module in PARSERS:
+            found += [f"from {node.module}" for alias in node.names if alias.name in PARSERS[node.module]]
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        owner, name = node.func.value, node.func.attr
+        inner = node.args[0] if node.args else None
+        own = isinstance(inner, ast.Call) and ast.unparse(inner.func) in ("json.dumps", "pickle.dumps")
+        if name in VALIDATORS or (isinstance(owner, ast.Name) and name in PARSERS.get(owner.id, ()) and not own):
+            found.append(f"{node.lineno}: {ast.unparse(node.func)}")
+    return found
+
+
+def test_one_reader_for_json_and_one_for_yaml() -> None:
+    assert foreign_parsers("import json\njson.loads(text)") == ["2: json.loads"]
+    assert not foreign_parsers("import json\njson.loads(json.dumps(value))")
+    root = Path(__file__).resolve().parents[1]
+    for path in (*root.glob("slamkern/**/*.py"), *root.glob("benchmarks/**/*.py"), root / "setup.py"):
+        name = path.relative_to(root).as_posix()
+        found = [] if name in READERS else foreign_parsers(path.read_text(encoding="utf-8"))
+        if name in SCHEMAS:
+            found = [call for call in found if not call.endswith(tuple(VALIDATORS))]
+        assert not found, f"{name}: {found}; read it with slamkern.reading, check it with slamkern.schemas.check"

@@ -13,14 +13,37 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from slamkern.data.languages import LANGUAGES
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.recorded import RULES, Answer, Recorded
 from slamkern.evaluation.scoring import judge, judge_strict
+from slamkern.reading import iterate_lines, parse_json, read_text
+from slamkern.schemas.check import Schema, check
 
 _NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
+
+
+class _Arguments(Schema):
+    gen_args_0: dict[str, Any]
+
+
+class _Sample(Schema):
+    doc_id: int | str
+    filter: str
+    target: Any
+    resps: Annotated[list[Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
+    arguments: _Arguments
+    metrics: Annotated[list[str], Field(min_length=1)]
+
+
+class _Results(Schema):
+    config: dict[str, Any]
+    versions: dict[str, Any] = Field(default_factory=dict)
+    shots: dict[str, Any] = Field(default_factory=dict, alias="n-shot")
 
 
 def is_samples(path: str | Path) -> bool:
@@ -67,16 +90,13 @@ def read_samples(path: str | Path, rule: str = "recorded", filter_name: str | No
 def _rows(file: Path, filter_name: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """``(file:line, sample)`` of every document once, under the filter asked for."""
     found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(iterate_lines(file), start=1):
         if not line.strip():
             continue
         place = f"{file}:{number}"
-        try:
-            row = json.loads(line)
-            found.setdefault(str(row["filter"]), []).append((place, row))
-            row["doc_id"], row["target"], row["resps"][0][0], row["arguments"]["gen_args_0"], row["metrics"][0]
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise SlamkernError(f"{place}: not a sample of lm-eval ({type(error).__name__} {error})") from None
+        row = parse_json(line, place, constants=True)
+        check(_Sample, line, f"{place}: not a sample of lm-eval")
+        found.setdefault(row["filter"], []).append((place, row))
     if not found:
         raise SlamkernError(f"{file} holds no samples")
     if filter_name is None and len(found) > 1:
@@ -116,18 +136,17 @@ def _run_settings(results: Path, task: str) -> tuple[str, dict[str, Any]]:
     """Model and settings from the results file of the same run; nothing where there is none."""
     if not results.is_file():
         return "unknown", {}
-    try:
-        values = json.loads(results.read_bytes())
-        found = {
-            "dtype": str(values["config"].get("model_dtype", "")).removeprefix("torch.") or None,
-            "chat template": values.get("chat_template_sha") or "none",
-            "system instruction": values.get("system_instruction_sha") or "none",
-            "few-shot examples": values.get("n-shot", {}).get(task),
-            "task version": values.get("versions", {}).get(task),
-            "lm-eval": values.get("lm_eval_version"),
-        }
-    except (ValueError, KeyError, AttributeError) as error:
-        raise SlamkernError(f"{results} is not a results file of lm-eval ({type(error).__name__} {error})") from None
+    text = read_text(results)
+    values = parse_json(text, str(results), constants=True)
+    check(_Results, text, f"{results} is not a results file of lm-eval")
+    found = {
+        "dtype": str(values["config"].get("model_dtype", "")).removeprefix("torch.") or None,
+        "chat template": values.get("chat_template_sha") or "none",
+        "system instruction": values.get("system_instruction_sha") or "none",
+        "few-shot examples": values.get("n-shot", {}).get(task),
+        "task version": values.get("versions", {}).get(task),
+        "lm-eval": values.get("lm_eval_version"),
+    }
     return str(values.get("model_name", "unknown")), {name: value for name, value in found.items() if value is not None}
 
 

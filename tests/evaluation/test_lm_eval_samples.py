@@ -93,8 +93,12 @@ def test_several_filters_need_a_choice(tmp_path):
 
 def test_damaged_and_ambiguous_files_are_refused_by_place(tmp_path):
     path = write(tmp_path / "a", [sample(0, "18"), {"filter": "flexible-extract"}])
-    with pytest.raises(SlamkernError, match=rf"{path.name}:2: not a sample of lm-eval \(KeyError 'doc_id'\)"):
+    with pytest.raises(SlamkernError, match=rf"{path.name}:2: not a sample of lm-eval: doc_id: Field required"):
         read_samples(path)
+    for change in ({"metrics": [["a"]]}, {"arguments": {"gen_args_0": []}}, {"resps": [[]]}, {"doc_id": None}):
+        write(tmp_path / "a", [sample(0, "18") | change])
+        with pytest.raises(SlamkernError, match=rf"{path.name}:1: not a sample of lm-eval: {next(iter(change))}"):
+            read_samples(path)
     path.write_text("")
     with pytest.raises(SlamkernError, match="holds no samples"):
         read_samples(path)
