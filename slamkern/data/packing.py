@@ -11,8 +11,9 @@ have a loss, how long is the longest sequence) would stall that GPU twice a micr
 
 import random
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain, repeat
 from typing import Any, Self
 
 import numpy as np
@@ -195,16 +196,21 @@ def collate(examples: Sequence[Example]) -> PackedBatch:
     if not examples:
         raise SlamkernError("nothing to pack: no examples")
     lengths = [len(example.input_ids) for example in examples]
-    labels = [label for example in examples for label in (IGNORE, *example.labels[1:])]
+    total = sum(lengths)
+
+    def row(parts: Iterable[Iterable[int]], dtype: str) -> Tensor:
+        return torch.from_numpy(np.fromiter(chain.from_iterable(parts), dtype, total)).unsqueeze(0)
+
+    labels = row(((IGNORE, *example.labels[1:]) for example in examples), "int64")
     return PackedBatch(
-        input_ids=torch.tensor([[token for example in examples for token in example.input_ids]]),
-        labels=torch.tensor([labels]),
-        position_ids=torch.tensor([[position for length in lengths for position in range(length)]]),
+        input_ids=row((example.input_ids for example in examples), "int64"),
+        labels=labels,
+        position_ids=row(map(range, lengths), "int64"),
         cu_seq_lens=torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32),
         max_length=max(lengths),
-        token_indices=torch.tensor([i - 1 for i, label in enumerate(labels) if label != IGNORE], dtype=torch.int64),
-        language_ids=torch.tensor([[i for example in examples for i in _language_ids(example)]], dtype=torch.int32),
-        group_ids=torch.tensor([[example.group for example in examples for _ in example.input_ids]], dtype=torch.int32),
+        token_indices=(labels[0] != IGNORE).nonzero().squeeze(1) - 1,
+        language_ids=row(map(_language_ids, examples), "int32"),
+        group_ids=row((repeat(example.group, len(example.input_ids)) for example in examples), "int32"),
     )
 
 

@@ -40,6 +40,7 @@ class RecordTable(Rows[T]):
 
     def __iter__(self) -> Iterator[T]:
         for number, rows in groupby(self._order, key=lambda row: row // BATCH):
+            self._table.release()
             batch, _ = self._table.locate(int(number) * BATCH)
             for values in batch.take(pa.array([row % BATCH for row in rows])).to_pylist():
                 yield self._kind(**values)

@@ -39,7 +39,7 @@ def tokenize_pairs(pairs: Sequence[Pair], tokenizer: Any, prompt: Prompt, *, max
         while chosen := list(islice(rows, BATCH)):
             yield _encode(chosen, tokenizer, prompt)
 
-    if len(pairs) > IN_MEMORY:
+    if len(pairs) > IN_MEMORY and hasattr(tokenizer, "save_pretrained"):  # what is none of transformers has no identity
         examples = cached_table(_key(pairs, tokenizer, prompt), batches, max_length)
     else:
         examples = TokenTable(ArrowTable.collect(batches(), SCHEMA), max_length)
