@@ -21,6 +21,7 @@ import torch
 from benchmarks.results import Row
 from benchmarks.stage import Stage, show
 from slamkern.bench.workload import shape_builder, shape_config
+from slamkern.data.arrow_table import IN_MEMORY
 from slamkern.data.packing import Example, collate
 from slamkern.data.pairs import load_pairs, split_pairs
 from slamkern.data.prompts import get_prompt
@@ -133,11 +134,11 @@ def against_steps(stage: Stage, examples: TokenTable) -> None:
     changes = {"vocab_size": WORDS + 3} if stage.dry else {}
     model = patch_model(shape_builder(shape, torch.device("cpu"), torch.float32, **changes)())
     apply_selection(model, range(2 if stage.dry else 6))
-    head, taken, times = read_head(model), 0, []
+    head, taken, times, tokens = read_head(model), 0, [], 512 if stage.dry else TOKENS
     with packed_attention(model):
         for _ in range(3):
             batch: list[Example] = []
-            while sum(len(example.input_ids) for example in batch) + len(examples[taken].input_ids) <= TOKENS:
+            while sum(len(example.input_ids) for example in batch) + len(examples[taken].input_ids) <= tokens:
                 batch.append(examples[taken])
                 taken += 1
             started = time.process_time()
@@ -151,10 +152,15 @@ def against_steps(stage: Stage, examples: TokenTable) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     stage = Stage("streaming", __doc__.splitlines()[0], argv)
-    count = 21_000 if stage.dry else 2_000_000
+    count = 3_000 if stage.dry else 2_000_000
     # Not in memory, as /tmp may be.
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".streaming-") as folder:
-        with mock.patch("datasets.config.HF_DATASETS_CACHE", folder):
+        in_memory = 1000 if stage.dry else IN_MEMORY
+        with (
+            mock.patch("datasets.config.HF_DATASETS_CACHE", folder),
+            mock.patch("slamkern.data.arrow_table.IN_MEMORY", in_memory),
+            mock.patch("slamkern.data.tokenization.IN_MEMORY", in_memory),
+        ):
             examples = measure(stage, Path(folder), count)
         against_steps(stage, examples)
     show(f"{count:,} pairs, micro-batches of {TOKENS} tokens", stage.rows, COLUMNS)

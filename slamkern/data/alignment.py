@@ -45,8 +45,8 @@ def aligned_examples(
     limit: int | None = None,
     replay: float = 0.0,
     seed: int = 0,
-) -> list[Pair]:
-    """Training examples from translation pairs.
+) -> Sequence[Pair]:
+    """Training examples from translation pairs; where every one is its translation, the pairs themselves.
 
     Args:
         targets: what the reply to a question is, of ``TARGETS``; several are taken in turn in every language.
@@ -59,6 +59,8 @@ def aligned_examples(
     replies = replies or {}
     if unknown := [name for name in targets if name not in TARGETS]:
         raise SlamkernError(f"unknown target {unknown[0]!r}; known: {' '.join(TARGETS)}")
+    if set(targets) == {"translation"} and limit is None and not replay:
+        return pairs  # which may be more than fit into memory
     made = list(_made(pairs, targets, replies, limit, seed))
     if not made:
         raise SlamkernError(f"none of the {len(pairs)} pairs is a question whose English side has a reply")

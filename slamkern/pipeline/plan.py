@@ -64,7 +64,7 @@ class Plan:
             # Per language int64, and two float64; per group of questions float32 and int32.
             self.lines.append(("  disk", f"{gigabytes(values * (24 + 8 * section.groups))} of statistics"))
 
-    def examples(self, aligned: Sequence[Pair], held_out: Sequence[Pair]) -> list[Pair]:
+    def examples(self, aligned: Sequence[Pair], held_out: Sequence[Pair]) -> Sequence[Pair]:
         """What would be trained on; the replies that the model would give first are as long as they may be."""
         section = self.config.align
         questions = reply_questions(self.config, aligned, held_out)

@@ -52,17 +52,17 @@ def model_replies(
     )  # fmt: skip
 
 
-def training_examples(config: RunConfig, aligned: Sequence[Pair], replies: Mapping[str, str]) -> list[Pair]:
+def training_examples(config: RunConfig, aligned: Sequence[Pair], replies: Mapping[str, str]) -> Sequence[Pair]:
     """What the align section makes of the pairs to train on and of the replies to their English sides."""
     section = config.align
-    own = set(english_questions(aligned))  # replies to held-out questions are for measuring
+    own = set(english_questions(aligned)) if replies else set()  # replies to held-out questions are for measuring
     return aligned_examples(
         aligned, section.target, {question: reply for question, reply in replies.items() if question in own},
         limit=section.examples, replay=section.replay, seed=config.data.seed,
     )  # fmt: skip
 
 
-def held_out_examples(config: RunConfig, held_out: Sequence[Pair], replies: Mapping[str, str]) -> list[Pair]:
+def held_out_examples(config: RunConfig, held_out: Sequence[Pair], replies: Mapping[str, str]) -> Sequence[Pair]:
     """The held-out pairs with the targets that are trained on, those without a reply left out where it takes one."""
     if config.align.target == ("translation",):
         return list(held_out)
