@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slamkern import distributed
 from slamkern.data.prompts import Prompt, get_prompt
 from slamkern.data.tasks import Question, load_task
 from slamkern.digests import state_digest
@@ -71,7 +72,7 @@ def evaluate_questions(
     A batch has at most ``batch_size`` rows and ``batch_tokens`` cache positions; an answer ends at an end-of-sequence
     token, at one of the ``stop`` strings, or after ``max_new_tokens``. With ``out``, predictions are appended to
     ``out/predictions.jsonl`` and questions found there are not asked again. The model is evaluated in evaluation mode
-    and left in the mode it was in.
+    and left in the mode it was in. Every process of a job answers a share of the questions, and all return the result.
 
     Raises SlamkernError for no questions, repeated ids, a prompt that does not fit the model's context, and an
     ``out`` that belongs to another model (weights included), task, prompt, length or set of questions.
@@ -85,6 +86,7 @@ def evaluate_questions(
     settings = _settings(model, task, prompt, max_new_tokens, stop)
     # A model is its weights; the same ones may lie elsewhere by now.
     data = {question.language: asdict(question.revision) for question in questions if question.revision is not None}
+    distributed.require_equal(settings)
     with PredictionLog(out, settings, {"model": name, "data": data}) as log:
         for entry in log.finished.values():
             asked = by_id.get(entry.id)
@@ -116,11 +118,12 @@ def evaluate_questions(
                     )
                 )
                 bar.update()
+        log.finished = distributed.on_main(lambda: log.finished)
         result = summarize(
             [log.finished[question.id] for question in questions], task=task, model=name,
             prompt=prompt.name, max_new_tokens=max_new_tokens,
         )  # fmt: skip
-        log.finish(result.to_dict())
+        distributed.on_main(lambda: log.finish(by_id, result.to_dict()))
     return result
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from slamkern import distributed
 from slamkern.data.prompts import encode_prompts
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.decoding import Decoder, can_decode
@@ -61,6 +62,8 @@ def generate_to_end(
     ``max_new_tokens`` (one row always fits), and at most ``batch_size`` rows. The text excludes the prompt, special
     tokens, and everything from the first stop string on. ``names`` (default: positions) name prompts in errors.
 
+    Of several processes each decodes a share; the main one yields all texts, the others none.
+
     Raises SlamkernError, at the first ``next`` and before anything is generated, when a prompt is empty or when a
     prompt plus ``max_new_tokens`` exceeds the model's context.
     """
@@ -72,9 +75,23 @@ def generate_to_end(
         raise SlamkernError("an empty stop string would stop every answer at once; leave it out")
     rows = encode_prompts(list(prompts), tokenizer)
     _check_lengths(model, rows, max_new_tokens, names if names is not None else [f"#{i}" for i in range(len(rows))])
+    share = range(len(rows))[distributed.rank() :: distributed.world_size()]
+    own = [rows[index] for index in share]
+    batches = plan_batches([len(row) + max_new_tokens for row in own], batch_tokens, batch_size)
+    texts = _decode(model, tokenizer, own, batches, max_new_tokens, stop)
+    yield from distributed.stream_to_main((share[position], text, ended) for position, text, ended in texts)
+
+
+def _decode(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Sequence[int]],
+    batches: Sequence[list[int]],
+    max_new_tokens: int,
+    stop: Sequence[str],
+) -> Iterator[tuple[int, str, bool]]:
+    """(index into rows, text, whether it ended) of every row, as they finish; the first batch says how many at once."""
     ends = end_tokens(model, tokenizer)
-    lengths = [len(row) + max_new_tokens for row in rows]
-    batches = plan_batches(lengths, batch_tokens, batch_size)
     if not can_decode(model):
         for batch in batches:
             with eval_mode(model):

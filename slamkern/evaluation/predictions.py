@@ -1,22 +1,23 @@
 """The files of an evaluation: predictions as JSON lines, and the settings that they were made with.
 
 ``predictions.jsonl`` holds an object a line: ``id, language, question, gold, output, prediction, correct, truncated``
-and the ``sha256`` of these, in the order in which they were finished. ``evaluation.json`` beside it is the record of
-the folder (see ``run_folder``): ``settings``, ``model`` and ``data`` (the revision of the questions of each language)
-from the start, and ``result`` when done. A run that is killed leaves at most one torn last line; `PredictionLog` drops
-it and goes on behind the rest. Scores are not computed here.
+and the ``sha256`` of these: as they are finished, and in the order of the questions when all are. ``evaluation.json``
+beside it is the record of the folder (see ``run_folder``): ``settings``, ``model`` and ``data`` (the revision of the
+questions of each language) from the start, and ``result`` when done. A run that is killed leaves at most one torn last
+line; `PredictionLog` drops it and goes on behind the rest. Scores are not computed here.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from slamkern.files import sealed
+from slamkern import distributed
+from slamkern.files import sealed, write_text
 from slamkern.run_folder import RunFolder
 from slamkern.schemas.predictions import DIGEST, KIND, PREDICTIONS_FILE, SETTINGS_FILE, Prediction, read_predictions
 
@@ -45,14 +46,20 @@ class PredictionLog:
         with self._stack as stack:
             stack.enter_context(self.folder)
             self.folder.claim(self.settings)
-            path = self.folder.path / PREDICTIONS_FILE
-            if path.exists():
-                if DIGEST not in self.folder.notes:
-                    _drop_torn_line(path)
-                self.finished = {entry.id: entry for entry in read_predictions(path)}
+            self.finished = distributed.on_main(self._read)
             self.folder.notes = self.notes
             self._stack = stack.pop_all()
         return self
+
+    def _read(self) -> dict[str, Prediction]:
+        """What was finished before."""
+        assert self.folder is not None
+        path = self.folder.path / PREDICTIONS_FILE
+        if not path.exists():
+            return {}
+        if DIGEST not in self.folder.notes:
+            _drop_torn_line(path)
+        return {entry.id: entry for entry in read_predictions(path)}
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.close()
@@ -67,16 +74,21 @@ class PredictionLog:
             # Line-buffered: each prediction reaches the system at once.
             path = self.folder.path / PREDICTIONS_FILE
             self._file = self._stack.enter_context(path.open("a", encoding="utf-8", newline="\n", buffering=1))
-        self._file.write(json.dumps(sealed(asdict(prediction)), ensure_ascii=False) + "\n")
+        self._file.write(_line(prediction))
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Write the scores beside the predictions, once these are on disk."""
-        if self.folder is not None:
-            if self._file is not None:
-                os.fsync(self._file.fileno())
-            content = (self.folder.path / PREDICTIONS_FILE).read_bytes()
-            self.folder.notes = {**self.notes, DIGEST: hashlib.sha256(content).hexdigest(), "result": result}
-            self.folder.save()
+    def finish(self, order: Iterable[str], result: dict[str, Any]) -> None:
+        """Write the predictions anew, questions of ``order`` first and in that order, and the scores beside them."""
+        if self.folder is None:
+            return
+        lines = [_line(entry) for entry in ({key: self.finished[key] for key in order} | self.finished).values()]
+        content = "".join(lines)
+        write_text(self.folder.path / PREDICTIONS_FILE, content)
+        self.folder.notes = {**self.notes, DIGEST: hashlib.sha256(content.encode()).hexdigest(), "result": result}
+        self.folder.save()
+
+
+def _line(prediction: Prediction) -> str:
+    return json.dumps(sealed(asdict(prediction)), ensure_ascii=False) + "\n"
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -2,13 +2,16 @@
 
 A reply that was not brought to its end would teach the model not to stop, so it is kept in the file and used nowhere.
 While they are made, replies are appended to ``<name>.jsonl`` beside the file, and the same call goes on behind them.
+Every process of a job makes a share; the main one writes.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slamkern import distributed
 from slamkern.data.prompts import Prompt
 from slamkern.digests import state_digest
 from slamkern.errors import SlamkernError
@@ -48,18 +51,20 @@ def own_replies(
         "max_new_tokens": max_new_tokens,
         "questions": wanted,
     }
-    if path.exists():
-        _same(read_replies_file(path)["settings"], settings, path)
-        return read_replies(path)
+    distributed.require_equal(settings)
+    if distributed.on_main(path.exists):
+        distributed.on_main(lambda: _same(read_replies_file(path)["settings"], settings, path))
+        return distributed.on_main(lambda: read_replies(path))
     part = path.with_suffix(".jsonl")
-    rows = _read_part(part, settings)
+    rows = distributed.on_main(lambda: _read_part(part, settings))
     open_questions = [question for question in wanted if question not in rows]
     answers = generate_to_end(
         model, tokenizer, [prompt.question(question, language) for question in open_questions],
         max_new_tokens=max_new_tokens, batch_size=batch_size, names=[text[:40] for text in open_questions],
     )  # fmt: skip
     with (
-        part.open("a", encoding="utf-8", newline="\n", buffering=1) as out,
+        # The main process alone gets answers, so it alone opens the file.
+        open(part if distributed.is_main() else os.devnull, "a", encoding="utf-8", newline="\n", buffering=1) as out,
         progress_bar(total=len(wanted), initial=len(rows), desc="replies", unit="reply", show=progress) as bar,
     ):
         for index, text, ended in answers:
@@ -67,8 +72,12 @@ def own_replies(
             rows[row["question"]] = row
             out.write(json.dumps(sealed(row), ensure_ascii=False) + "\n")
             bar.update()
-    write_checked(path, {"settings": settings, "replies": [rows[question] for question in wanted]})
-    part.unlink()
+    return distributed.on_main(lambda: _finish(path, settings, [rows[question] for question in wanted]))
+
+
+def _finish(path: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, str]:
+    write_checked(path, {"settings": settings, "replies": rows})
+    path.with_suffix(".jsonl").unlink()
     return read_replies(path)
 
 

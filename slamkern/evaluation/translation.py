@@ -8,6 +8,7 @@ of sacrebleu (Popovic 2015; character 6-grams, beta 2) over greedy translations,
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from slamkern import distributed
 from slamkern.data.packing import IGNORE, Example
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import Prompt, encode_prompts, get_prompt
@@ -69,6 +70,7 @@ def translation_quality(
     )  # fmt: skip
     bar = progress_bar(texts, total=len(asked), desc="translate", unit="text", show=progress)
     outputs = {asked[position]: text.strip() for position, text in bar}
+    outputs = distributed.on_main(lambda: outputs)
     for code in languages:
         rows = [index for index in asked if pairs[index].source_language == code]
         references = [pairs[row].target.strip() for row in rows]

@@ -7,7 +7,8 @@
     metrics.json         every number of the run     report.html      the same to look at, with figures/*.png
 
 A stage whose file is there is not done again: files appear whole or not at all, and a folder made with another
-configuration is refused. Whatever interrupts a run, the same command goes on.
+configuration is refused. Whatever interrupts a run, the same command goes on. Several processes do each stage together,
+and the main one writes.
 """
 
 import logging
@@ -20,9 +21,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from slamkern import distributed
 from slamkern.data.pairs import Pair
 from slamkern.digests import state_digest
 from slamkern.errors import SlamkernError
@@ -84,12 +87,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return "report" in self.seconds and (self.out / "report.html").is_file()
+        return distributed.on_main(lambda: "report" in self.seconds and (self.out / "report.html").is_file())
 
     def stage(self, name: str, file: str, work: Callable[[Path], Any]) -> Path:
-        """Do ``work(path)`` unless its file is there already; note how long it took."""
+        """Do ``work(path)``, in every process, unless its file is there already; note how long it took."""
         path = self.out / file
-        if name in self.seconds and path.is_file():
+        if distributed.on_main(lambda: name in self.seconds and path.is_file()):
             log.info("%s: done before", name)
             return path
         log.info("%s ...", name)
@@ -102,7 +105,7 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """metrics.json of a finished run."""
-        return read_metrics(self.out / "metrics.json")
+        return distributed.on_main(lambda: read_metrics(self.out / "metrics.json"))
 
 
 def run(config: RunConfig, out: str | Path, *, progress: bool = True) -> dict[str, Any]:
@@ -135,26 +138,32 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
     stats_path = claimed.stage(
         "probe",
         "stats.safetensors",
-        lambda path: probe_model(config, model, tokenizer, aligned, progress=progress).save(path),
+        lambda path: distributed.on_main(
+            partial(probe_model(config, model, tokenizer, aligned, progress=progress).save, path)
+        ),
     )
     selection_path = claimed.stage(
-        "select", "selection.json", lambda path: choose_layers(config, stats_path).save(path)
+        "select",
+        "selection.json",
+        lambda path: distributed.on_main(lambda: choose_layers(config, stats_path).save(path)),
     )
-    selection = LayerSelection.load(selection_path)
-    questions, replies = reply_questions(config, aligned, held_out), {}
+    selection = distributed.on_main(lambda: LayerSelection.load(selection_path))
+    questions = reply_questions(config, aligned, held_out)
+    replies: dict[str, str] = {}
+    unfinished = 0
     if questions:
         path = claimed.stage(
             "replies",
             "replies.json",
             lambda path: model_replies(config, model, tokenizer, questions, path, progress=progress),
         )
-        replies = read_replies(path)
+        replies, unfinished = distributed.on_main(lambda: (read_replies(path), count_unfinished(path)))
     examples = training_examples(config, aligned, replies)
     apply_selection(model, selection, config.select.projections)
 
     def measure_into(path: Path) -> None:
         values = measure(config, model, tokenizer, held_out, replies, out=path.with_suffix(""), progress=progress)
-        write_checked(path, values)
+        distributed.on_main(lambda: write_checked(path, values))
 
     before = claimed.stage("before", "evaluation/before.json", measure_into)
     started = time.perf_counter()
@@ -179,14 +188,14 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
         "data": {"path": config.data.path, "train_pairs": len(aligned), "held_out_pairs": len(held_out)},
         "training_prompt": config.train.prompt,
         "examples": dict(Counter(pair.source_language for pair in examples)),
-        "unfinished_replies": count_unfinished(path) if questions else 0,
+        "unfinished_replies": unfinished,
         "selected_layers": list(selection.layers),
         **{name: value for name, value in asdict(result).items() if name not in ("output_dir", "held_out_loss")},
-        "before": read_measurement(before),
-        "after": read_measurement(after),
+        "before": distributed.on_main(lambda: read_measurement(before)),
+        "after": distributed.on_main(lambda: read_measurement(after)),
         "seconds": dict(claimed.seconds),
         "config": config.model_dump(mode="json"),
     }
-    write_checked(out / "metrics.json", metrics)
-    claimed.stage("report", "report.html", lambda path: write_report(path.parent))
+    distributed.on_main(lambda: write_checked(out / "metrics.json", metrics))
+    claimed.stage("report", "report.html", lambda path: distributed.on_main(lambda: write_report(path.parent)))
     return metrics
