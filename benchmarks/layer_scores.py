@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from benchmarks import results
 from benchmarks.rank_correlation import kendall, spearman, spearman_interval
 from slamkern.files import write_json
-from slamkern.modules.ffn_match import by_layer, find_ffns
 from slamkern.probe.stats import ActivationStats
 from slamkern.reading import read_json
 from slamkern.selection.bootstrap import reweighted
 from slamkern.selection.scores import SCORES
+from slamkern.selection.weight_snr import weight_snr
 
 FOLDER = results.FOLDER
 TOP = 6
@@ -52,30 +52,11 @@ def write(work: Path, model: nn.Module, settings: Mapping[str, Any], folder: Pat
     return path
 
 
-def spectrum_snr(weight: Tensor) -> float:
-    """Singular values above the Marchenko-Pastur bound over those below it, divided by the largest one.
-
-    As Spectrum has it: sigma = interquartile range of the singular values / 1.349, the bound
-    ``sigma * (1 + sqrt(smaller side / larger side))``.
-    """
-    values = torch.linalg.svdvals(weight.double())
-    quartiles = values.quantile(torch.tensor([0.25, 0.75], dtype=values.dtype))
-    small, large = sorted(weight.shape)
-    bound = float(quartiles[1] - quartiles[0]) / 1.349 * (1 + (small / large) ** 0.5)
-    noise = float(values[values <= bound].sum())
-    return float(values[values > bound].sum()) / (noise or 1.0) / float(values.max())
-
-
 def _snr_once(work: Path, model: nn.Module) -> np.ndarray:
     """Mean over up and down of every layer; the decompositions are kept, for they take as long as training a layer."""
     path = work / "snr.json"
     if not path.exists():
-        ffns = by_layer(find_ffns(model))
-        values = []
-        for layer in sorted(ffns):
-            linears = [getattr(ffns[layer].block, getattr(ffns[layer].part, side)) for side in ("up", "down")]
-            values.append(sum(spectrum_snr(linear.weight.detach()) for linear in linears) / len(linears))
-        write_json(path, values)
+        write_json(path, weight_snr(model))
     return np.array(read_json(path))
 
 

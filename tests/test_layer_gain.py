@@ -13,6 +13,7 @@ from benchmarks.rank_correlation import kendall, spearman, spearman_interval
 from slamkern.data.packing import Example
 from slamkern.modules.packed_attention import packed_attention
 from slamkern.selection.trainable import apply_selection
+from slamkern.selection.weight_snr import spectrum_snr
 from slamkern.training.batches import sum_loss
 
 
@@ -79,4 +80,4 @@ def test_rank_correlations_have_their_known_values():
 def test_signal_to_noise_of_known_singular_values():
     # Quartiles 1.75 and 4.25, so sigma 1.853 and the bound of a square matrix 3.706: 8 is signal, 3 + 2 + 1 noise.
     weight = torch.diag(torch.tensor([8.0, 3, 2, 1]))
-    assert layer_scores.spectrum_snr(weight) == pytest.approx(8 / 6 / 8)
+    assert spectrum_snr(weight) == pytest.approx(8 / 6 / 8)

@@ -24,6 +24,7 @@ FOLDERS: dict[str, set[str]] = {
     "evaluation": {"training", "modules", "data"},
     "report": {"evaluation", "selection", "probe", "data"},
     "integrations": {"evaluation", "training", "selection", "modules", "data"},
+    "bakeoff": {"pipeline", "report", "evaluation", "training", "selection", "probe", "modules", "data"},
     "bench": {"training", "selection", "probe", "modules", "data", "ops", "pipeline"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)

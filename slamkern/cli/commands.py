@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from slamkern import distributed
+from slamkern.cli.bakeoff import bakeoff
 from slamkern.cli.bench import bench
 from slamkern.cli.compare import compare
 from slamkern.cli.delta import delta
@@ -230,14 +231,14 @@ def evaluate(
         return
     loaded, tokenizer = load(settings, delta)
     result = accuracy.evaluate_questions(
-        loaded, tokenizer, questions, task=section.task, prompt=section.prompt,
+        loaded, tokenizer, questions, task=section.task, prompt=section.prompt_for(tokenizer),
         max_new_tokens=section.max_new_tokens, batch_size=section.batch_size, out=out,
     )  # fmt: skip
     typer.echo(scoring.format_table(result))
     typer.echo(f"{out}: predictions.jsonl, evaluation.json")
 
 
-for command in (run, demo, score, report, export, verify, env, compare, harness, unfrozen):
+for command in (run, demo, score, report, export, verify, env, compare, harness, unfrozen, bakeoff):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(delta, name="delta")

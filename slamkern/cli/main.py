@@ -26,7 +26,7 @@ from slamkern.version import __version__
 # How to go on after Ctrl-C; the other commands start again.
 RESUME = {
     "train": "; the same command with --resume goes on",
-    **dict.fromkeys(("run", "demo", "evaluate", "compare"), "; the same command goes on from here"),
+    **dict.fromkeys(("run", "demo", "evaluate", "compare", "bakeoff"), "; the same command goes on from here"),
 }
 JOINT = ("probe", "train", "evaluate", "run")  # what several processes do together
 

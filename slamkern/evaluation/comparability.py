@@ -10,12 +10,15 @@ BY_LANGUAGE = ("stop", DATA_REVISION)
 EXPECTED = ("task", "prompt", "max_new_tokens", "stop", "dtype")
 
 
-def check_comparable(before: Recorded, after: Recorded, languages: Sequence[str]) -> list[str]:
+def check_comparable(
+    before: Recorded, after: Recorded, languages: Sequence[str], allow: Sequence[str] = ()
+) -> list[str]:
     """Refuse unequal settings, prompts and questions, all of them named; returns the settings that are not recorded.
 
     Settings: task, prompt (and what its template made of an example), stop strings, rule, max_new_tokens, dtype, and
     whatever else both recorded. Data: in each of ``languages`` both must have answered the same questions with the same
-    gold answers, of the same revision of the whole set where both recorded it.
+    gold answers, of the same revision of the whole set where both recorded it. Settings in
+    ``allow`` may differ.
     """
     differing = []
     for name in dict.fromkeys((*before.settings, *after.settings)):
@@ -24,7 +27,7 @@ def check_comparable(before: Recorded, after: Recorded, languages: Sequence[str]
             # One language says it all, and its values fit into a line.
             code = next((code for code in languages if old.get(code) != new.get(code)), None)
             old, new, name = (None, None, name) if code is None else (old.get(code), new.get(code), f"{name} of {code}")
-        if old is not None and new is not None and old != new:
+        if name not in allow and old is not None and new is not None and old != new:
             differing.append(f"{name} ({_short(old)} before, {_short(new)} after)")
     differing += _differing_data(before, after, languages)
     if differing:

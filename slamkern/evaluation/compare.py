@@ -98,6 +98,7 @@ def compare(
     rule: str | None = None,
     filter_name: str | None = None,
     drift: bool = True,
+    allow: Sequence[str] = (),
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
@@ -110,6 +111,7 @@ def compare(
         languages: compare these only; without it both must have the same ones.
         rule: ``standard`` or ``strict`` (see `scoring`); for lm-eval samples also ``recorded`` (their default), the
             harness' own verdict under the filter ``filter_name``.
+        allow: settings that may differ, such as ``prompt_example`` where another way to ask is what is compared.
         drift: also measure language, length and degeneration of the responses; needs py3langid for shared scripts.
 
     Raises SlamkernError where something besides the model differs, naming all of it.
@@ -120,7 +122,7 @@ def compare(
     _check_margins(margins, codes)
     if not loss_margin >= 0:
         raise SlamkernError(f"the margin of losses is {loss_margin}; expected 0 nats a token or more")
-    unverified = check_comparable(first, second, codes)
+    unverified = check_comparable(first, second, codes, allow)
     losses, unknown, left_out = compare_losses(first.losses, second.losses, loss_margin)
     pairs = {
         code: [

@@ -5,12 +5,14 @@ whatever needs a file or a model is not.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from slamkern.data.alignment import Target, needs_replies
 from slamkern.data.languages import language
+from slamkern.data.prompts import Prompt, get_prompt
 from slamkern.data.tasks import TASKS, Question, load_task
 from slamkern.ops import Observable
 from slamkern.selection.layers import PRESETS
@@ -150,6 +152,7 @@ class EvaluateSection(Section):
 
     ``data``: where the task's questions are (see ``tasks``), without it the hub. ``limit``: the first questions of each
     language; or ``questions``: ``[60, 140]`` are the 61st to the 140th, so that choices are made by others.
+    ``reply_start``: words that every answer is made to begin with, which are not part of it.
     ``chrf_limit``: held-out questions translated per language for chrF (generation is the slow part), 0 for none.
     ``english``: what the retention loss is measured on: a text file with an English text a line, or ``corpus:`` for
     problems of the embedded corpus with their solutions; without it, the held-out English questions.
@@ -163,6 +166,7 @@ class EvaluateSection(Section):
     prompt: str = "metamath"
     max_new_tokens: Count = 512
     batch_size: Count = 16
+    reply_start: str = ""
     chrf_limit: Annotated[int, Field(ge=0, lt=2**31)] = 20
     english: str | None = None
 
@@ -173,6 +177,11 @@ class EvaluateSection(Section):
         if self.questions is not None and self.questions[0] >= self.questions[1]:
             raise ValueError(f"questions {list(self.questions)} are none; the first number must be the smaller one")
         return self
+
+    def prompt_for(self, tokenizer: Any) -> Prompt:
+        """How a question is put."""
+        prompt = get_prompt(self.prompt, tokenizer)
+        return replace(prompt, question_suffix=prompt.question_suffix + self.reply_start)
 
     def load(self) -> list[Question]:
         """The questions that are asked; none without a task."""

@@ -150,7 +150,7 @@ def measure(
         values["reply_loss"] = reply_losses(config, model, tokenizer, held_out, replies)
     if section.task is not None:
         result = evaluate_questions(
-            model, tokenizer, section.load(), task=section.task, prompt=section.prompt,
+            model, tokenizer, section.load(), task=section.task, prompt=section.prompt_for(tokenizer),
             max_new_tokens=section.max_new_tokens, batch_size=section.batch_size, out=out, progress=progress,
         )  # fmt: skip
         values["evaluation"] = result.to_dict()

@@ -127,3 +127,22 @@ def before_after(before: Mapping[str, float], after: Mapping[str, float], label:
         axes.set_ylim(0, 1.12 * max(*before.values(), *after.values()) or 1)
         axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, borderaxespad=0)
         return _png(figure)
+
+
+def trade_off(points: Sequence[tuple[str, float, float]], x_label: str, y_label: str) -> bytes:
+    """A named point each: (name, x, y); ``base`` in orange with lines through it."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(6.8, 4.6)
+        for name, x, y in points:
+            base = name == "base"
+            axes.scatter([x], [y], s=30 if base else 18, color=ORANGE if base else BLUE, zorder=3)
+            axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7,
+                          color=ORANGE if base else INK)  # fmt: skip
+            if base:
+                axes.axhline(y, color="#cbd2d9", linewidth=0.8)
+                axes.axvline(x, color="#cbd2d9", linewidth=0.8)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.margins(0.12)
+        return _png(figure)

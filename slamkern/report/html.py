@@ -5,16 +5,15 @@ left out and named at the top. Computes nothing but the two views of the statist
 overlap with English): no model, no data.
 """
 
-import base64
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from slamkern.errors import SlamkernError
-from slamkern.files import atomic_write, write_text
+from slamkern.files import write_text
 from slamkern.report import figures
+from slamkern.report.page import figure_of, render_page
 from slamkern.report.samples import sample_outputs, too_few
 from slamkern.schemas.metrics import read_metrics
 from slamkern.selection.layers import LayerSelection
@@ -45,27 +44,15 @@ def write_report(folder: str | Path) -> Path:
             _setting(metrics),
         ]
     missing = [name for name in PARTS if name not in present]
-    from jinja2 import Environment, PackageLoader
-
-    environment = Environment(loader=PackageLoader("slamkern.report", ""), autoescape=True)
-    environment.trim_blocks = environment.lstrip_blocks = True
-    page = environment.get_template("report.html.j2").render(
+    page = render_page(
         title=f"Language alignment of {metrics.get('model') or selection.get('model') or folder.name}",
         subtitle=_subtitle(metrics) + (f" Not in this folder: {', '.join(missing)}." if missing else ""),
         facts=_facts(metrics, selection),
-        sections=[{"text": "", "figures": [], **section} for section in sections],
+        sections=sections,
     )
     path = folder / "report.html"
     write_text(path, page)
     return path
-
-
-def _figure(folder: Path, name: str, data: bytes, alt: str) -> dict[str, Any]:
-    """Save the PNG and hand it to the page at its design size (figures are drawn at 150 dpi; a page has 96)."""
-    with atomic_write(folder / "figures" / f"{name}.png") as temporary:
-        temporary.write_bytes(data)
-    (pixels,) = struct.unpack(">I", data[16:20])
-    return {"data": base64.b64encode(data).decode(), "alt": alt, "width": round(pixels * 96 / 150 * 1.15)}
 
 
 def _cells(values: Sequence[Any], **marks: str) -> list[dict[str, str]]:
@@ -129,7 +116,7 @@ def _translation_section(folder: Path, metrics: Mapping[str, Any]) -> dict[str, 
         "text": f"Questions that training never saw ({metrics['data']['held_out_pairs']} pairs). Loss is per token of "
         f"the English question; lower is better. chrF compares generated with true English; higher is better. "
         f"English itself: loss per token on English reasoning text {old:.3f} before, {new:.3f} after.",
-        "figures": [_figure(folder, "translation_loss", image, "held-out loss per language")],
+        "figures": [figure_of(folder, "translation_loss", image, "held-out loss per language")],
         "table": {"head": head, "rows": rows},
     }
 
@@ -155,7 +142,7 @@ def _accuracy_section(folder: Path, before: Mapping[str, Any], after: Mapping[st
         "warning": too_few(after["n"]),
         "text": f"Greedy answers, zero-shot, prompt {after['prompt']!r}. Rule: {after['rule']}; the strict rule reads "
         "numbers as people write them. Intervals are 95 %; the average is unweighted over languages.",
-        "figures": [_figure(folder, "accuracy", image, "accuracy per language")],
+        "figures": [figure_of(folder, "accuracy", image, "accuracy per language")],
         "table": {"head": head, "rows": rows},
     }
 
@@ -164,7 +151,7 @@ def _training_section(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any
     memory = metrics["peak_memory_bytes"]
     return {
         "title": "Training",
-        "figures": [_figure(folder, "loss", figures.loss_curve(metrics["losses"]), "training loss")],
+        "figures": [figure_of(folder, "loss", figures.loss_curve(metrics["losses"]), "training loss")],
         "facts": [
             ("steps", f"{metrics['steps']:,}"),
             ("real tokens", f"{metrics['tokens']:,}"),
@@ -195,7 +182,7 @@ def _selection_section(folder: Path, selection: Mapping[str, Any], metrics: Mapp
     return {
         "title": "Selected layers",
         "text": text,
-        "figures": [_figure(folder, "selection", image, "score per layer")],
+        "figures": [figure_of(folder, "selection", image, "score per layer")],
     }
 
 
@@ -228,7 +215,7 @@ def _activity_sections(folder: Path, selection: Mapping[str, Any]) -> list[dict[
 
 
 def _map_section(folder: Path, name: str, title: str, text: str, image: bytes) -> dict[str, Any]:
-    return {"title": title, "text": text, "figures": [_figure(folder, name, image, title.lower())]}
+    return {"title": title, "text": text, "figures": [figure_of(folder, name, image, title.lower())]}
 
 
 def _setting(metrics: Mapping[str, Any]) -> dict[str, Any]:

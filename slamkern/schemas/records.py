@@ -84,6 +84,18 @@ class EvaluationRecord(Record):
         return self
 
 
+class BakeoffRecord(Record):
+    """``bakeoff.json``; the settings are all but the cells, which may become more."""
+
+    cells: Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+
 RECORDS: Mapping[str, type[Record]] = MappingProxyType(
-    {"pipeline": PipelineRecord, "training": TrainingRecord, "evaluation": EvaluationRecord, "comparison": Record}
+    {
+        "pipeline": PipelineRecord,
+        "training": TrainingRecord,
+        "evaluation": EvaluationRecord,
+        "comparison": Record,
+        "bakeoff": BakeoffRecord,
+    }
 )

@@ -153,7 +153,9 @@ def select_layers(
     return replace(selection, neurons=_choose_neurons(neuron_scores(stats, score, center), layers, neuron_fraction))
 
 
-def choose_before_probe(num_layers: int, k: int, rule: str, region: str, preset: str | None = None) -> tuple[int, ...]:
+def choose_before_probe(
+    num_layers: int, k: int, rule: str, region: str, preset: str | None = None, *, seed: int = 0
+) -> tuple[int, ...]:
     """As many layers as :func:`select_layers` would choose of a model without knowing its scores, or the preset's.
 
     Refuses what it would refuse; a threshold takes its whole region.
@@ -161,7 +163,12 @@ def choose_before_probe(num_layers: int, k: int, rule: str, region: str, preset:
     if preset is not None:
         check_layers(layers := LayerSelection.preset(preset).layers, num_layers)
         return layers
-    return _choose(torch.full((num_layers,), torch.inf), _region(region, num_layers), k, rule, 0)
+    return _choose(torch.full((num_layers,), torch.inf), _region(region, num_layers), k, rule, seed)
+
+
+def choose_by_score(scores: Sequence[float], k: int, region: str = "all") -> tuple[int, ...]:
+    """The ``k`` layers of the region with the largest scores, one a layer."""
+    return _choose(torch.tensor(scores, dtype=torch.float64), _region(region, len(scores)), k, "top_k", 0)
 
 
 # Rules that go by the place of a layer in the region, whatever its score: published answers name each of them.

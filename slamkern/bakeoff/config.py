@@ -1,0 +1,148 @@
+"""What a bake-off compares: the sections of a run, the same for every cell, and the cells.
+
+A cell is one choice of what is trained. Everything it does not name is that of the sections. A cell ``base``, which
+trains nothing, is always there: the others are judged against it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from slamkern.errors import SlamkernError
+from slamkern.pipeline.config import RunConfig, load_config
+from slamkern.pipeline.sections import AlignSection, Count, Languages, Projections, Section, Seed
+from slamkern.reading import read_yaml
+
+BASE = "base"
+# Which of a cell's values have a meaning for what it trains.
+_MEANT = {
+    "none": {"reply_start"},
+    "full": set(),
+    "lora": {"rank"},
+    "ffn": {"layers", "projections", "neurons"},
+    "attention": {"layers"},
+}
+
+
+class Cell(Section):
+    """One choice of what to train.
+
+    train: full; lora (every linear map of the layers, alpha = 2 rank, no dropout); ffn; attention; none.
+    layers: ``all``, ``list:0,3``, or ``RULE:K`` or ``RULE:K:REGION``: lowest, highest, ends, middle, random (by the
+    cell's seed), a score of ``selection.scores``, weight_snr or gradient_norm; the region is ``all`` unless named.
+    neurons: this share of the neurons of each layer, those that are most specific to a language by LAPE.
+    learning_rate: instead of that of the section. align: values instead of those of the section.
+    seeds: instead of those of the screen.
+    reply_start: words that replies are made to begin with: what a change of language alone would bring.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=60)]
+    why: str = ""
+    train: Literal["none", "full", "lora", "ffn", "attention"] = "ffn"
+    layers: str = "all"
+    projections: Projections = ("up", "down")
+    neurons: Annotated[float | None, Field(gt=0, le=1)] = None
+    rank: Count = 16
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    align: dict[str, Any] = Field(default_factory=dict)
+    reply_start: str = ""
+    seeds: Annotated[tuple[Seed, ...] | None, Field(min_length=1)] = None
+
+    @model_validator(mode="after")
+    def _meant(self) -> "Cell":
+        trained = {"learning_rate", "align", "seeds"} if self.train != "none" else set()
+        known = _MEANT[self.train] | trained | {"name", "why", "train"}
+        if unmeant := sorted(self.model_fields_set - known):
+            raise ValueError(f"{unmeant[0]} has no meaning for a cell with train: {self.train}")
+        return self
+
+
+class Final(Section):
+    """What the best cells are measured on after the screen: other questions, more of everything."""
+
+    questions: tuple[Annotated[int, Field(ge=0)], Count] | None = None
+    languages: Languages = None
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    chrf_limit: Annotated[int, Field(ge=0)] = 20
+
+
+class BakeoffSection(Section):
+    """The cells; ``seeds`` of the screen, and how many of the cells go into the ``final`` (none without it)."""
+
+    cells: Annotated[tuple[Cell, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    finalists: Count = 5
+    final: Final | None = None
+
+    @model_validator(mode="after")
+    def _names(self) -> "BakeoffSection":
+        names = [cell.name for cell in self.cells]
+        if twice := next((name for name in names if names.count(name) > 1 or name == BASE), None):
+            raise ValueError(f"{twice!r} is the untouched model" if twice == BASE else f"two cells are called {twice}")
+        return self
+
+
+class Bakeoff(Section):
+    """The whole configuration."""
+
+    run: RunConfig
+    bakeoff: BakeoffSection
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        """By name, ``base`` first."""
+        return {cell.name: cell for cell in (Cell(name=BASE, train="none"), *self.bakeoff.cells)}
+
+    def seeds_of(self, cell: Cell, *, final: bool = False) -> tuple[int, ...]:
+        """Of the screen or of the final; what trains nothing has one, always the same."""
+        section = self.bakeoff
+        if cell.train == "none":
+            return (0,)
+        return section.final.seeds if final and section.final is not None else cell.seeds or section.seeds
+
+    def of(self, cell: Cell, seed: int, *, final: bool = False) -> RunConfig:
+        """The sections as they are for a cell and a seed, in the screen or in the final."""
+        run, section = self.run, self.bakeoff.final
+        evaluate: dict[str, Any] = {"reply_start": cell.reply_start}
+        if final and section is not None:
+            chosen = {"questions": section.questions, "languages": section.languages}
+            evaluate |= {name: value for name, value in chosen.items() if value is not None}
+            evaluate |= {"chrf_limit": section.chrf_limit, "limit": None if section.questions else run.evaluate.limit}
+        recipe: dict[str, Any] = {"seed": seed}
+        if cell.learning_rate is not None:
+            recipe["learning_rate"] = cell.learning_rate
+        return changed(run, align=cell.align, train=recipe, evaluate=evaluate)
+
+
+def changed(run: RunConfig, **sections: Mapping[str, Any]) -> RunConfig:
+    """``run`` with other values in some sections, validated again."""
+    values = run.model_dump(mode="json")
+    values["train"].pop("output_dir", None)
+    merged = {name: content | dict(sections.get(name, {})) for name, content in values.items()}
+    return load_config(base=merged)
+
+
+def load_bakeoff(path: str | Path, overrides: Iterable[str] = ()) -> Bakeoff:
+    """The configuration in a YAML file, changed by ``section.key=value``, checked."""
+    values = read_yaml(Path(path))
+    if not isinstance(values, dict) or not isinstance(values.get("bakeoff"), dict):
+        raise SlamkernError(f"{path}: expected a section bakeoff with cells, beside those of a run")
+    section = values.pop("bakeoff")
+    return build_bakeoff(load_config(overrides=overrides, base=values), section, str(path))
+
+
+def build_bakeoff(run: RunConfig, section: Mapping[str, Any], where: str = "configuration") -> Bakeoff:
+    """The configuration with these values of the section ``bakeoff``."""
+    try:
+        checked = BakeoffSection.model_validate_json(json.dumps(section))
+        for cell in checked.cells:
+            AlignSection.model_validate_json(json.dumps(run.align.model_dump(mode="json") | cell.align))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in ("bakeoff", *first["loc"]))
+        given = "" if first["type"] == "value_error" else f", not {first['input']!r:.80}"
+        raise SlamkernError(f"{where}: {place}: {first['msg'].removeprefix('Value error, ')}{given}") from error
+    return Bakeoff(run=run, bakeoff=checked)

@@ -1,0 +1,194 @@
+"""Runs a bake-off: what is not done yet, in processes of their own, some at a time; the same command goes on.
+
+    bakeoff.json           the record: the sections, and the cells with what they were run as
+    replies.json, stats.safetensors, weight_snr.json, gradient_norm.json     what is known of the base model
+    cells/NAME/seed-N/     train/ (log, checkpoints, delta), screen.json, final.json and the answers of each
+    logs/                  what the processes said
+    table.csv, table.json, report.html     made again after a process, at most every minute, and at the end
+
+On a machine that others use too, threads that wait for each other lose most of their time: a process has as many
+threads as are asked for, and while the pause file exists all of them are stopped. Cells may be added between two runs;
+one that was run keeps what it was run as.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slamkern.bakeoff.config import BASE, Bakeoff, Cell
+from slamkern.bakeoff.layers import check_layers_of, needed_files
+from slamkern.bakeoff.page import write_page
+from slamkern.bakeoff.rows import finalists, read_rows
+from slamkern.bakeoff.table import write_table
+from slamkern.bakeoff.work import KIND, RECORD, REPLIES
+from slamkern.errors import SlamkernError
+from slamkern.pipeline.checks import check_model, check_prompt
+from slamkern.run_folder import RunFolder, difference
+
+SECONDS_BETWEEN_TABLES = 60
+
+
+@dataclass
+class Task:
+    """One process: done when its file is there, started when those of ``after`` are."""
+
+    name: str
+    arguments: tuple[str, ...]
+    file: Path
+    after: tuple[Path, ...] = ()
+    process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+
+    @property
+    def ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    def send(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+
+
+def tasks_of(bakeoff: Bakeoff, folder: Path) -> list[Task]:
+    """Everything there is to do as far as it is known, in order; the final only when the screen is done."""
+    prepared = {REPLIES: Task(REPLIES, (REPLIES,), folder / REPLIES)}
+    for name in (name for cell in bakeoff.cells.values() for name in needed_files(cell)):
+        after = (folder / REPLIES,) if name == "gradient_norm.json" else ()
+        prepared.setdefault(name, Task(name, (name,), folder / name, after))
+
+    def task(cell: Cell, seed: int, name: str) -> Task:
+        needs = tuple(folder / needed for needed in (REPLIES, *needed_files(cell)))
+        arguments = (cell.name, "--seed", str(seed), *(("--final",) if name == "final" else ()))
+        file = folder / "cells" / cell.name / f"seed-{seed}" / f"{name}.json"
+        return Task(f"{cell.name}-{seed}-{name}", arguments, file, needs)
+
+    section = bakeoff.bakeoff
+    screen = [task(cell, seed, "screen") for cell in bakeoff.cells.values() for seed in bakeoff.seeds_of(cell)]
+    tasks = [*prepared.values(), *screen]
+    if section.final is not None and all(entry.file.exists() for entry in screen):
+        for name in (BASE, *finalists(bakeoff, folder)):
+            cell = bakeoff.cells[name]
+            tasks += [task(cell, seed, "final") for seed in bakeoff.seeds_of(cell, final=True)]
+    return tasks
+
+
+def run(
+    bakeoff: Bakeoff,
+    out: Path,
+    *,
+    lanes: int = 1,
+    threads: int | None = None,
+    pause: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Work through the cells, ``lanes`` processes at a time; returns the names of the tasks that failed.
+
+    SlamkernError before anything is written for a folder of another bake-off, a cell that was run as something else,
+    and layers that the model does not have.
+    """
+    num_layers = check_model(bakeoff.run.model)
+    for cell in bakeoff.cells.values():
+        check_layers_of(cell, num_layers)
+    for spec in (bakeoff.run.train.prompt, bakeoff.run.evaluate.prompt):
+        check_prompt(spec)
+    bakeoff.run.evaluate.load()
+    with RunFolder(out, KIND, record=RECORD, results=["cells", REPLIES]) as folder:
+        _claim(folder, bakeoff)
+        return _work(bakeoff, out, lanes, threads or max(1, (os.cpu_count() or 1) // lanes), pause, say)
+
+
+def _claim(folder: RunFolder, bakeoff: Bakeoff) -> None:
+    """Hold the folder for this bake-off: its sections must be those of before, its cells those that were run."""
+    section = bakeoff.bakeoff.model_dump(mode="json", exclude={"cells"})
+    # What a cell does not name has no meaning for some of them.
+    cells = {cell.name: cell.model_dump(mode="json", exclude_unset=True) for cell in bakeoff.bakeoff.cells}
+    values = bakeoff.run.model_dump(mode="json")
+    values["train"].pop("output_dir", None)
+    before = {cell["name"]: cell for cell in folder.notes.get("cells", [])}
+    folder.claim({"run": values, "bakeoff": section})
+    for name, cell in before.items():
+        if not any((folder.path / "cells" / name).glob("seed-*/*")):
+            continue
+        if name not in cells:
+            cells[name] = cell
+        elif change := difference({**cell, "why": ""}, {**cells[name], "why": ""}):
+            raise SlamkernError(f"{folder.path}: cell {name} was run, and {change}; call the changed one otherwise")
+    folder.notes = {"cells": list(cells.values())}
+    folder.save()
+
+
+def _work(
+    bakeoff: Bakeoff, out: Path, lanes: int, threads: int, pause: Path | None, say: Callable[[str], None]
+) -> list[str]:
+    running: list[Task] = []
+    failed: list[str] = []
+    paused = False
+    written = time.monotonic()
+
+    def tell(task: Task, what: str) -> None:
+        say(f"{time.strftime('%H:%M:%S')} {task.name} {what}")
+
+    try:
+        while True:
+            if pause is not None and pause.exists() != paused:
+                paused = not paused
+                for task in running:
+                    task.send(signal.SIGSTOP if paused else signal.SIGCONT)
+            for task in [task for task in running if task.ended]:
+                running.remove(task)
+                done = task.file.exists()
+                failed += [] if done else [task.name]
+                tell(task, "done" if done else _last_words(out, task))
+                if time.monotonic() - written > SECONDS_BETWEEN_TABLES:
+                    write_results(bakeoff, out)
+                    written = time.monotonic()
+            following = _next(tasks_of(bakeoff, out), running, failed) if len(running) < lanes and not paused else None
+            if following is not None:
+                _start(following, out, threads)
+                running.append(following)
+                tell(following, "started")
+            elif running or paused:
+                time.sleep(0.2)
+            else:
+                write_results(bakeoff, out)
+                return failed
+    finally:
+        for task in running:
+            task.send(signal.SIGCONT)
+            task.send(signal.SIGTERM)
+        for task in running:  # training saves before it ends
+            if task.process is not None:
+                task.process.wait()
+
+
+def write_results(bakeoff: Bakeoff, folder: Path) -> None:
+    """``table.json``, ``table.csv`` and ``report.html`` of what there is so far."""
+    rows = read_rows(bakeoff, folder)
+    if rows:
+        write_table(rows, folder)
+        write_page(bakeoff, rows, folder)
+
+
+def _next(tasks: Sequence[Task], running: Sequence[Task], failed: Sequence[str]) -> Task | None:
+    busy = {*failed, *(task.name for task in running)}
+    ready = (task for task in tasks if not task.file.exists() and task.name not in busy)
+    return next((task for task in ready if all(path.exists() for path in task.after)), None)
+
+
+def _start(task: Task, out: Path, threads: int) -> None:
+    log = out / "logs" / f"{task.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "slamkern.bakeoff.work", str(out), *task.arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with log.open("ab") as lines:
+        # A group of its own: Ctrl-C reaches it through `finally`, once.
+        task.process = subprocess.Popen(command, stdout=lines, stderr=lines, env=environment, start_new_session=True)
+
+
+def _last_words(out: Path, task: Task) -> str:
+    log = out / "logs" / f"{task.name}.log"
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"FAILED: {lines[-1] if lines else 'without a word'} ({log})"

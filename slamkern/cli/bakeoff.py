@@ -1,0 +1,60 @@
+"""``slamkern bakeoff``: what to train, compared on one model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from slamkern.cli.options import Config, Out, Set
+from slamkern.errors import SlamkernError
+
+
+def bakeoff(
+    out: Out,
+    config: Config = None,
+    overrides: Set = None,
+    lanes: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of each process; without it, the cores are shared.")
+    ] = None,
+    pause_file: Annotated[Path | None, typer.Option(help="While this file exists, the processes are stopped.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and stop.")] = False,
+) -> None:
+    """Full fine-tuning, LoRA, layers, neurons on the same examples: one table, one page. The same command resumes."""
+    from slamkern.bakeoff.config import load_bakeoff
+    from slamkern.bakeoff.rows import read_rows
+    from slamkern.bakeoff.supervisor import run, tasks_of
+
+    if config is None:
+        raise SlamkernError(
+            "no bake-off given: use --config FILE, with the sections of a run and bakeoff: {cells: ...}"
+        )
+    settings = load_bakeoff(config, overrides or ())
+    if dry_run:
+        for task in tasks_of(settings, out):
+            typer.echo(f"{task.name:<40} {'done' if task.file.exists() else 'to do'}")
+        return
+    failed = run(settings, out, lanes=lanes, threads=threads, pause=pause_file, say=typer.echo)
+    print_table(read_rows(settings, out))
+    typer.echo(f"{out}: table.csv, table.json, report.html")
+    if failed:
+        typer.echo(f"failed: {', '.join(failed)}; their last words are in {out / 'logs'}", err=True)
+        raise typer.Exit(1)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """What is compared first; all of it is in table.csv."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from slamkern.bakeoff.table import flat, shown
+
+    values = [flat(row) for row in rows]
+    names = ["round", "cell", "seed", "parameters %", "reply loss", "translation loss", "English loss", "accuracy",
+             "gain low", "gain high", "English", "in English %", "processor seconds", "peak GB"]  # fmt: skip
+    used = [name for name in names if any(row[name] is not None for row in values)]
+    table = Table(*used, box=None, header_style="bold")
+    for row in values:
+        table.add_row(*(shown(row[name]) for name in used))
+    console = Console()
+    Console(width=max(console.width, 150)).print(table, highlight=False)

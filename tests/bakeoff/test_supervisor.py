@@ -1,0 +1,136 @@
+"""A whole bake-off on a tiny model: every kind of cell, the table and the page; resumed, extended, paused, failed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from support.tiny_bakeoff import in_one_process, tiny_bakeoff
+
+from slamkern.bakeoff import rows as measured
+from slamkern.bakeoff import supervisor, table
+from slamkern.errors import SlamkernError
+
+CELLS = [
+    {"name": "full", "train": "full", "learning_rate": 1e-4},
+    {"name": "lora", "train": "lora", "rank": 2},
+    {"name": "low", "layers": "lowest:1", "why": "reading is low"},
+    {"name": "attention", "train": "attention", "layers": "lowest:1"},
+    {"name": "snr", "layers": "weight_snr:1", "projections": ["up"]},
+    {"name": "gradient", "layers": "gradient_norm:1"},
+    {"name": "rate", "layers": "rate_msd:1"},
+    {"name": "neurons", "neurons": 0.1},
+    {"name": "translation", "layers": "lowest:1", "align": {"target": "translation"}},
+    {"name": "english-start", "train": "none", "reply_start": "So"},
+]
+
+
+def test_every_kind_of_cell_comes_into_one_table(tmp_path, monkeypatch):
+    started = in_one_process(monkeypatch)
+    bakeoff = tiny_bakeoff(tmp_path, CELLS, finalists=1, final={"seeds": [0, 1], "questions": [2, 4], "chrf_limit": 1})
+    out = tmp_path / "out"
+    assert supervisor.run(bakeoff, out, say=lambda _: None) == []
+
+    rows = json.loads((out / "table.json").read_text())["rows"]
+    screen = {row["cell"]: row for row in rows if row["round"] == "screen"}
+    assert list(screen) == ["base", *(cell["name"] for cell in CELLS)]
+    trained = {name: row["training"].get("trained_parameters") for name, row in screen.items() if row["training"]}
+    up, attention = 32 * 64, 2 * 32 * 32 + 2 * 32 * 16
+    assert trained == {
+        "full": screen["full"]["training"]["total_parameters"], "low": 2 * up, "attention": attention, "snr": up,
+        "gradient": 2 * up, "rate": 2 * up, "neurons": 2 * 2 * 6 * 32, "translation": 2 * up,
+        "lora": 2 * 2 * (3 * (32 + 64) + 2 * (32 + 32) + 2 * (32 + 16)),
+    }  # fmt: skip
+    base = screen["base"]["losses"]
+    for name in trained:
+        losses, distance = screen[name]["losses"], screen[name]["training"]["distance"]
+        assert 0 < distance["relative_to_model"] <= distance["relative"] < 1
+        if name != "translation":
+            assert losses["reply"]["de"] < base["reply"]["de"], name
+    assert screen["low"]["training"]["distance"]["tensors"] == 2
+    assert screen["english-start"]["losses"] == base and not screen["english-start"]["training"]
+    answers = screen["low"]["answers"]
+    assert answers["languages"]["en"]["n"] == 2 and set(answers["responses"]) == {"en", "de"}
+
+    final = [row for row in rows if row["round"] == "final"]
+    best = {row["cell"] for row in final} - {"base"}
+    assert len(best) == 1 and [row["seed"] for row in final] == [0, 0, 1] and final[0]["chrf"]
+    with (out / "table.csv").open() as lines:
+        assert [row["cell"] for row in csv.DictReader(lines)] == [row["cell"] for row in rows]
+    page = (out / "report.html").read_text()
+    assert "reading is low" in page and "Final: answers" in page and "data:image/png" in page
+
+    # Done: nothing is started again. One more cell, and that one alone is.
+    del started[:]
+    assert supervisor.run(bakeoff, out, say=lambda _: None) == [] and started == []
+    more = tiny_bakeoff(tmp_path, [*CELLS, {"name": "high", "layers": "highest:1"}], finalists=1,
+                        final={"seeds": [0, 1], "questions": [2, 4], "chrf_limit": 1})  # fmt: skip
+    assert supervisor.run(more, out, say=lambda _: None) == []
+    assert started[0] == "high-0-screen"
+    other = [{**cell, "layers": "highest:1"} if cell["name"] == "low" else cell for cell in CELLS]
+    with pytest.raises(SlamkernError, match="cell low was run, and layers was 'lowest:1', now 'highest:1'"):
+        supervisor.run(tiny_bakeoff(tmp_path, other, finalists=1, final={"seeds": [0, 1], "questions": [2, 4],
+                                                                         "chrf_limit": 1}), out)  # fmt: skip
+
+
+def test_a_screen_without_questions_is_ranked_by_replies(tmp_path, monkeypatch):
+    in_one_process(monkeypatch)
+    cells = [{"name": "low", "layers": "lowest:1"}, {"name": "up", "layers": "lowest:1", "projections": ["up"]}]
+    bakeoff = tiny_bakeoff(tmp_path, cells, finalists=1)
+    bakeoff = bakeoff.model_copy(update={"run": bakeoff.run.model_copy(
+        update={"evaluate": bakeoff.run.evaluate.model_copy(update={"task": None})})})  # fmt: skip
+    supervisor.run(bakeoff, tmp_path / "out", say=lambda _: None)
+    rows = {row["cell"]: table.flat(row) for row in measured.read_rows(bakeoff, tmp_path / "out")}
+    assert rows["low"]["accuracy"] is None
+    best = min(("low", "up"), key=lambda name: rows[name]["reply loss"])
+    assert measured.finalists(bakeoff, tmp_path / "out") == [best]
+
+
+def test_what_fails_is_said_with_its_last_words_and_stops_nothing_else(tmp_path, monkeypatch):
+    in_one_process(monkeypatch)
+    bakeoff = tiny_bakeoff(tmp_path, [{"name": "low", "layers": "lowest:1"}])
+    monkeypatch.setattr("slamkern.bakeoff.work.learn", lambda *_: 1 / 0)
+    said: list[str] = []
+    assert supervisor.run(bakeoff, tmp_path / "out", say=said.append) == ["low-0-screen"]
+    assert any("low-0-screen FAILED: division by zero" in line for line in said)
+    assert (tmp_path / "out/cells/base/seed-0/screen.json").exists()
+
+
+def test_while_the_pause_file_exists_processes_are_stopped(tmp_path, monkeypatch):
+    pause, told = tmp_path / "pause", []
+    bakeoff = tiny_bakeoff(tmp_path, [{"name": "low", "layers": "lowest:1"}])
+
+    def start(task, out, threads):
+        assert threads == 3
+        code = f"import time, pathlib; time.sleep(0.4); pathlib.Path({str(task.file)!r}).write_text('')"
+        task.process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+        told.append(task.process.pid)
+
+    monkeypatch.setattr(supervisor, "_start", start)
+    monkeypatch.setattr(supervisor, "write_results", lambda *_: None)
+    monkeypatch.setattr(supervisor, "tasks_of", lambda _, out: [supervisor.Task("one", (), out / "one")])
+    pause.touch()
+    thread = threading.Thread(target=supervisor.run, args=(bakeoff, tmp_path / "out"),
+                              kwargs={"threads": 3, "pause": pause, "say": lambda _: None})  # fmt: skip
+    thread.start()
+    time.sleep(0.5)
+    assert not told
+    pause.unlink()
+    while not told:
+        time.sleep(0.02)
+    pause.touch()
+    for _ in range(200):
+        state = (tmp_path.__class__(f"/proc/{told[0]}/stat")).read_text().split()[2]
+        if state == "T":
+            break
+        time.sleep(0.02)
+    assert state == "T"
+    os.killpg(told[0], signal.SIGCONT)
+    pause.unlink()
+    thread.join(timeout=30)
+    assert not thread.is_alive() and (tmp_path / "out/one").exists()
