@@ -1,5 +1,7 @@
 """The one exception that says: the input is wrong, and here is what would work; and text made safe to print."""
 
+import unicodedata
+
 
 class SlamkernError(ValueError):
     """A caller's mistake. The message is one line that names the value and what would work.
@@ -9,8 +11,19 @@ class SlamkernError(ValueError):
 
 
 def printable(text: str) -> str:
-    """``text`` with what would steer a terminal (escape sequences in a name, say) written out as escapes."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    """``text`` with what would steer a terminal (escape sequences in a name, say) written out as escapes.
+
+    These are control characters but for line feed and tab, halves of surrogate pairs, separators of lines, and marks
+    that turn the direction of writing around. Spaces and joiners of any script stay.
+    """
+    return "".join(repr(c)[1:-1] if _steers(c) else c for c in text)
+
+
+def _steers(character: str) -> bool:
+    if character.isprintable() or character in "\n\t":
+        return False
+    turns = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+    return turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 
 
 class DamagedFileError(SlamkernError):

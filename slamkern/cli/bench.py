@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from slamkern.cli.options import say
 from slamkern.errors import SlamkernError
 
 bench = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
@@ -68,9 +69,9 @@ def train(
     numbers, absences = profile.measured(rows)
     _table(f"training step, {options.model or options.shape} on {where}", numbers, profile.COLUMNS)
     for line in absences:
-        typer.echo(line)
+        say(line)
     message, failed = profile.curve_check(rows)
-    typer.echo(message)
+    say(message)
     tables = {"train": rows}
     if scale:
         tables["scaling"] = [row for point in profile.scaling_rows(where, progress=_tell) for row in point]
@@ -100,7 +101,7 @@ def memory(
     rows = memory_rows(shape, tokens, range(layers), budget=None if gpu is None else parse_bytes(gpu))
     columns = [name for name in COLUMNS if name in rows[0]]
     _table(f"a training step of {shape}, {layers} layers trained, {tokens:,} tokens, in GB (10^9 bytes)", rows, columns)
-    typer.echo("A CUDA context (about 0.5 GB) and what the allocator cannot reuse come on top.")
+    say("A CUDA context (about 0.5 GB) and what the allocator cannot reuse come on top.")
 
 
 @bench.command(
@@ -120,15 +121,16 @@ def _tell(line: str) -> None:
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from slamkern.cli.screen import Screen
 
     table = Table(title=title, title_justify="left", box=None)
     for name in columns:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in columns))
-    Console(width=max(Console().width, 150)).print(table)
+    Screen(150).print(table)
 
 
 def _cell(value: object) -> str:

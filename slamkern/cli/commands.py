@@ -36,6 +36,7 @@ from slamkern.cli.options import (
     model_options,
     print_plan,
     refuse_existing,
+    say,
 )
 from slamkern.cli.pipeline import demo, run
 from slamkern.cli.results import env, export, report, score, verify
@@ -55,7 +56,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"slamkern {__version__}")
+        say(f"slamkern {__version__}")
         raise typer.Exit
 
 
@@ -104,7 +105,7 @@ def probe(
     stats = probe_model(settings, loaded, tokenizer, pairs, progress=True)
     distributed.on_main(lambda: stats.save(out / "stats.safetensors"))
     tokens = ", ".join(f"{code} {int(count):,}" for code, count in zip(stats.languages, stats.count, strict=True))
-    typer.echo(f"{out / 'stats.safetensors'}: {stats.num_layers} layers, tokens: {tokens}")
+    say(f"{out / 'stats.safetensors'}: {stats.num_layers} layers, tokens: {tokens}")
 
 
 @app.command()
@@ -126,7 +127,7 @@ def select(
     refuse_existing(out / "selection.json")
     selection.save(out / "selection.json")
     selection_table(selection)
-    typer.echo(f"{out / 'selection.json'}: layers {', '.join(map(str, selection.layers))}")
+    say(f"{out / 'selection.json'}: layers {', '.join(map(str, selection.layers))}")
 
 
 @app.command()
@@ -183,13 +184,13 @@ def train(
         held_out=stages.held_out_examples(settings, held_out, replies),
     )
     share = 100 * result.trained_parameters / result.total_parameters
-    typer.echo(
+    say(
         f"trained {result.trained_parameters:,} parameters ({share:.2f} %) for {result.steps} steps at "
         f"{result.tokens_per_second:,.0f} tokens/s: loss {result.loss_first:.4f} -> {result.loss_last:.4f}"
     )
     if result.held_out_loss is not None:
-        typer.echo("held-out loss {:.4f} -> {:.4f}".format(*result.held_out_loss))
-    typer.echo(f"{out}: delta.safetensors, selection.json, metrics.jsonl")
+        say("held-out loss {:.4f} -> {:.4f}".format(*result.held_out_loss))
+    say(f"{out}: delta.safetensors, selection.json, metrics.jsonl")
 
 
 @app.command()
@@ -234,8 +235,8 @@ def evaluate(
         loaded, tokenizer, questions, task=section.task, prompt=section.prompt_for(tokenizer),
         max_new_tokens=section.max_new_tokens, batch_size=section.batch_size, out=out,
     )  # fmt: skip
-    typer.echo(scoring.format_table(result))
-    typer.echo(f"{out}: predictions.jsonl, evaluation.json")
+    say(scoring.format_table(result))
+    say(f"{out}: predictions.jsonl, evaluation.json")
 
 
 for command in (run, demo, score, report, export, verify, env, compare, harness, unfrozen, bakeoff):

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from slamkern.cli.options import AllowPickle, Config, Languages, Set, TrustRemoteCode, configure, model_options
+from slamkern.cli.options import AllowPickle, Config, Languages, Set, TrustRemoteCode, configure, model_options, say
 from slamkern.errors import SlamkernError
 
 Side = "Evaluation folder, samples_*.jsonl of lm-eval (or their folder); with --questions, a model."
@@ -82,8 +82,8 @@ def compare(
     )  # fmt: skip
     _print(result.to_dict())
     if out is not None:
-        typer.echo(f"{out}: {', '.join(path.name for path in write_comparison(result.to_dict(), out))}")
-    typer.echo(f"after is {PHRASES[result.verdict]}")
+        say(f"{out}: {', '.join(path.name for path in write_comparison(result.to_dict(), out))}")
+    say(f"after is {PHRASES[result.verdict]}")
     if result.exit_status:
         raise typer.Exit(result.exit_status)
 
@@ -126,14 +126,14 @@ def _margins(given: list[str]) -> tuple[float, dict[str, float]]:
 
 
 def _print(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from slamkern.cli.screen import Screen
     from slamkern.report.comparison import DRIFT_HEAD, HEAD, LOSS_HEAD, MARKS, cells, drift_cells, loss_cells, rows
 
     styles = {"better": "green", "worse": "bold red", "unclear": "yellow", "": ""}
-    console = Console(width=max(Console().width, 130))
+    console = Screen(130)
 
     def verdict(name: str) -> Text:
         return Text(name, style=styles[MARKS[name]])
@@ -141,18 +141,18 @@ def _print(result: dict[str, Any]) -> None:
     table = Table(*HEAD, box=None, header_style="bold")
     for name, change in rows(result):
         table.add_row(*cells(name, change), verdict(change["verdict"]))
-    console.print(table, highlight=False)
+    console.print(table)
     if result["losses"]:
         losses = Table(*LOSS_HEAD, box=None, header_style="bold", title="held-out losses", title_justify="left")
         for name, change in result["losses"].items():
             losses.add_row(*loss_cells(name, change), verdict(change["verdict"]))
-        console.print(losses, highlight=False)
+        console.print(losses)
     if result["drift"]:
         responses = Table(*DRIFT_HEAD, box=None, header_style="bold", title="responses, %", title_justify="left")
         for code, sides in result["drift"].items():
             responses.add_row(*drift_cells(code, *sides))
-        console.print(responses, highlight=False)
+        console.print(responses)
     if result["losses_left_out"]:
-        typer.echo(f"not compared, for their texts differ: {', '.join(result['losses_left_out'])}")
+        say(f"not compared, for their texts differ: {', '.join(result['losses_left_out'])}")
     if result["unverified"]:
-        typer.echo(f"not recorded on both sides, so not known to be equal: {', '.join(result['unverified'])}")
+        say(f"not recorded on both sides, so not known to be equal: {', '.join(result['unverified'])}")

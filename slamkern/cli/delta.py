@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from slamkern.cli.options import Config, Data, Languages, Model, Out, Set, configure, load
+from slamkern.cli.options import Config, Data, Languages, Model, Out, Set, configure, load, say
 from slamkern.errors import SlamkernError
 
 delta = typer.Typer(help="What can be done with trained weights afterwards.", no_args_is_help=True)
@@ -31,7 +31,7 @@ def scale(
     from slamkern.training.delta import blend_deltas
 
     base, _ = load(configure(config, overrides, model={"name": model}))
-    typer.echo(str(blend_deltas(base, [(trained, by)], out)))
+    say(str(blend_deltas(base, [(trained, by)], out)))
 
 
 @delta.command()
@@ -52,7 +52,7 @@ def merge(
     if len(shares) != len(trained):
         raise SlamkernError(f"{len(shares)} weights for {len(trained)} deltas; give one for each")
     base, _ = load(configure(config, overrides, model={"name": model}))
-    typer.echo(str(blend_deltas(base, list(zip(trained, shares, strict=True)), out)))
+    say(str(blend_deltas(base, list(zip(trained, shares, strict=True)), out)))
 
 
 @delta.command()
@@ -67,7 +67,7 @@ def revert(
     chosen = _numbers(layers, "--layers")
     if any(number != int(number) for number in chosen):
         raise SlamkernError(f"--layers {layers!r} are not whole numbers")
-    typer.echo(str(revert_layers(trained, [int(number) for number in chosen], out)))
+    say(str(revert_layers(trained, [int(number) for number in chosen], out)))
 
 
 @delta.command()
@@ -96,9 +96,9 @@ def sweep(
     losses = sweep_scale(base, trained, examples, tried)
     best = min(losses, key=lambda number: losses[number])
     for number, loss in losses.items():
-        typer.echo(f"scale {number:<6g} held-out loss {loss:.4f}{'  best' if number == best else ''}")
+        say(f"scale {number:<6g} held-out loss {loss:.4f}{'  best' if number == best else ''}")
     if out is not None:
-        typer.echo(str(blend_deltas(base, [(trained, best)], out)))
+        say(str(blend_deltas(base, [(trained, best)], out)))
 
 
 def _numbers(text: str, option: str) -> list[float]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from slamkern.cli.options import Languages, Out
+from slamkern.cli.options import Languages, Out, say
 
 
 def harness(
@@ -22,4 +22,4 @@ def harness(
 
     codes = None if languages is None else [code.strip() for code in languages.split(",")]
     tag = write_tasks(out, task, codes, data=data, prompt=prompt, limit=limit, max_new_tokens=max_new_tokens)
-    typer.echo(f"lm-eval run --include_path {out} --tasks {tag} --log_samples --output_path OUT --model hf ...")
+    say(f"lm-eval run --include_path {out} --tasks {tag} --log_samples --output_path OUT --model hf ...")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slamkern import distributed
-from slamkern.errors import SlamkernError
+from slamkern.errors import SlamkernError, printable
 
 if TYPE_CHECKING:
     from slamkern.pipeline.config import RunConfig
@@ -51,9 +51,21 @@ MemoryBudget = Annotated[str | None, typer.Option(help="Like 24GB; recomputes as
 FrozenPrecision = Annotated[str | None, typer.Option(help="Frozen weights in training: model (their dtype) or fp8.")]
 
 
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a result, or (err) what is said beside it; a name in it cannot steer the terminal."""
+    typer.echo(printable(text), err=err, nl=nl)
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def configure_logging(verbose: bool) -> None:
     """Of all processes of a job the main one logs; the others say what is theirs alone."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("slamkern").setLevel(logging.INFO if verbose else logging.WARNING)
     if not distributed.is_main():
         for name, level in ((None, "ERROR"), ("slamkern", "ERROR"), ("slamkern.training.accumulate", "WARNING")):
@@ -86,7 +98,7 @@ def load(config: "RunConfig", delta: Path | None = None) -> tuple[Any, Any]:
     if delta is not None:
         load_delta(model, delta)
     if distributed.is_main():
-        typer.echo(f"{config.model.name}: {describe(model)}" + (f", with {delta}" if delta else ""), err=True)
+        say(f"{config.model.name}: {describe(model)}" + (f", with {delta}" if delta else ""), err=True)
     return model, tokenizer
 
 
@@ -98,5 +110,5 @@ def refuse_existing(path: Path) -> None:
 def print_plan(lines: Iterable[tuple[str, str]]) -> None:
     """A plan of a dry run."""
     for name, what in lines:
-        typer.echo(f"{name + ':':<20} {what}")
-    typer.echo("dry run: no weights were loaded and nothing was written")
+        say(f"{name + ':':<20} {what}")
+    say("dry run: no weights were loaded and nothing was written")

@@ -19,6 +19,7 @@ from slamkern.cli.options import (
     configure,
     model_options,
     print_plan,
+    say,
 )
 
 
@@ -51,7 +52,7 @@ def run(
         print_plan(plan_run(settings))
         return
     before_after(run_pipeline(settings, out))
-    typer.echo(f"report: {out / 'report.html'}")
+    say(f"report: {out / 'report.html'}")
 
 
 def demo(
@@ -64,4 +65,4 @@ def demo(
     from slamkern.pipeline.demo import run_demo
 
     before_after(run_demo(out, model, overrides=overrides or ()))
-    typer.echo(f"report: {out / 'report.html'}")
+    say(f"report: {out / 'report.html'}")

@@ -16,6 +16,7 @@ from slamkern.cli.options import (
     configure,
     load,
     model_options,
+    say,
 )
 
 
@@ -28,10 +29,10 @@ def score(
     from slamkern.files import write_json
 
     result = scoring.score(predictions / "predictions.jsonl" if predictions.is_dir() else predictions)
-    typer.echo(scoring.format_table(result))
+    say(scoring.format_table(result))
     if out is not None:
         write_json(out / "scores.json", result.to_dict())
-        typer.echo(f"{out / 'scores.json'}")
+        say(f"{out / 'scores.json'}")
 
 
 def verify(folder: Annotated[Path, typer.Argument(help="Folder of a run, or of one stage of it.")]) -> None:
@@ -40,8 +41,8 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder of a run, or of o
 
     good, problems = verify.verify(folder)
     for problem in problems:
-        typer.echo(problem)
-    typer.echo(f"{folder}: {len(good)} files are what was written, {len(problems)} are not")
+        say(problem)
+    say(f"{folder}: {len(good)} files are what was written, {len(problems)} are not")
     if problems:
         raise typer.Exit(1)
 
@@ -50,7 +51,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a run (or of a
     """One self-contained HTML page with figures (also as PNG) from a run's files."""
     from slamkern.report.html import write_report
 
-    typer.echo(str(write_report(folder)))
+    say(str(write_report(folder)))
 
 
 def export(
@@ -66,7 +67,7 @@ def export(
     from slamkern.training.export import export_model
 
     settings = configure(config, overrides, model=model_options(model, trust_remote_code, allow_pickle))
-    typer.echo(str(export_model(*load(settings, delta), out)))
+    say(str(export_model(*load(settings, delta), out)))
 
 
 def env() -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from slamkern.cli.screen import Screen
 from slamkern.selection.layers import LayerSelection
 
 
@@ -18,7 +18,7 @@ def selection_table(selection: LayerSelection) -> None:
         stability = "" if selection.stability is None else f"{100 * selection.stability[layer]:.0f} %"
         mark = "yes" if layer in selection.layers else ""
         table.add_row(str(layer), f"{sum(row) / len(row):.4g}", stability, mark)
-    Console().print(table)
+    Screen().print(table)
 
 
 def before_after(metrics: Mapping[str, Any]) -> None:
@@ -36,7 +36,7 @@ def before_after(metrics: Mapping[str, Any]) -> None:
         cells = [_number(old, "loss", 3), _number(new, "loss", 3), _number(old, "chrf", 1), _number(new, "chrf", 1)]
         cells += [_number(scores["accuracy"], code, 0) if scores else "" for scores in (old_scores, new_scores)]
         table.add_row(code, *cells)
-    console = Console()
+    console = Screen()
     console.print(table)
     trained, total = metrics["trained_parameters"], metrics["total_parameters"]
     layers = ", ".join(map(str, metrics["selected_layers"]))
@@ -44,15 +44,15 @@ def before_after(metrics: Mapping[str, Any]) -> None:
         f"layers {layers}: {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %) for {metrics['steps']} "
         f"steps, {metrics['tokens_per_second']:,.0f} tokens/s; loss on English reasoning "
         f"{before['english_loss']:.3f} -> {after['english_loss']:.3f}",
-        highlight=False, soft_wrap=True,
+        soft_wrap=True,
     )  # fmt: skip
     if "reply_loss" in before:
         parts = [f"{code} {loss:.3f} -> {after['reply_loss'][code]:.3f}" for code, loss in before["reply_loss"].items()]
-        console.print(f"loss of the model's own English replies: {', '.join(parts)}", highlight=False, soft_wrap=True)
+        console.print(f"loss of the model's own English replies: {', '.join(parts)}", soft_wrap=True)
     if new_scores:
         console.print(
             f"accuracy: {new_scores['task']}, prompt {new_scores['prompt']}, {new_scores['rule']}",
-            highlight=False, soft_wrap=True,
+            soft_wrap=True,
         )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from slamkern.cli.options import Config, Model, Set, configure, load
+from slamkern.cli.options import Config, Model, Set, configure, load, say
 
 
 def unfrozen(
@@ -21,4 +21,4 @@ def unfrozen(
     settings = configure(config, overrides, model={"name": model})
     chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
     loaded, _ = load(settings)
-    typer.echo(unfrozen_parameters(loaded, chosen, settings.select.projections), nl=False)
+    say(unfrozen_parameters(loaded, chosen, settings.select.projections), nl=False)
