@@ -1,0 +1,86 @@
+"""How a process ends: by a signal in the middle of a training, and by a bug. Real processes, real signals."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+
+from slamkern.cli.main import main
+from slamkern.pipeline.verify import verify
+from slamkern.selection.layers import LayerSelection
+from slamkern.training import loop
+from slamkern.training.checkpoint import list_checkpoints
+
+
+def start(arguments: list[str], errors: Path) -> int:
+    """The command in a process of its own, forked so that nothing is imported again; its stderr goes to a file."""
+    if child := os.fork():
+        return child
+    status = 99
+    try:
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # pytest has its own
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        status = main(arguments)
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def finish(child: int) -> int:
+    """Its exit status; minus the signal where that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "it did not begin to train"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> list[str]:
+    """``slamkern train`` for longer than anybody waits, into ``out``."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    LayerSelection((0,), k=1).save(tmp_path / "selection.json")
+    data = ["--data", "corpus:", "-l", "de", "-s", "data.limit=4", "-s", "data.held_out=1"]
+    recipe = ["-s", "train.max_steps=100000", "-s", "train.prompt=authors"]
+    arguments = ["train", "--model", str(tmp_path / "model"), "--selection", str(tmp_path / "selection.json")]
+    return [*arguments, *data, *recipe, "--out", str(tmp_path / "out")]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_saves_the_training_and_is_the_status(
+    train: list[str], tmp_path: Path, number: int, status: int
+) -> None:
+    out, errors = tmp_path / "out", tmp_path / "errors"
+    child = start(train, errors)
+    wait_for(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") > 2)
+    os.kill(child, number)
+    assert finish(child) == status, errors.read_text()
+    assert errors.read_text().splitlines()[-1] == "interrupted; the same command with --resume goes on"
+    (checkpoint,) = list_checkpoints(out)
+    assert checkpoint.name == f"checkpoint-{(out / 'metrics.jsonl').read_text().count(chr(10))}"
+    assert verify(out)[1] == []
+
+
+def test_a_bug_ends_in_one_line_and_status_1(train: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug\nof ours")
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(loop, "train", broken)
+    assert finish(start(train, tmp_path / "errors")) == 1
+    details = tmp_path / "out/slamkern-error.log"
+    last = (tmp_path / "errors").read_text().splitlines()[-1]
+    assert last == f"error: ZeroDivisionError: a bug (details in {details})"
+    assert "Traceback" in details.read_text() and "Traceback" not in (tmp_path / "errors").read_text()
