@@ -23,6 +23,7 @@ from slamkern.cli.options import (
     Data,
     Delta,
     DryRun,
+    DryRunOn,
     FrozenPrecision,
     Languages,
     MemoryBudget,
@@ -34,6 +35,7 @@ from slamkern.cli.options import (
     configure_logging,
     load,
     model_options,
+    plan_for,
     print_plan,
     refuse_existing,
     say,
@@ -79,6 +81,7 @@ def probe(
     trust_remote_code: TrustRemoteCode = None,
     allow_pickle: AllowPickle = None,
     dry_run: DryRun = False,
+    dry_run_on: DryRunOn = None,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -94,10 +97,8 @@ def probe(
     pairs = alignment_pairs(settings)[0] if settings.probe.task == "data" else []
     refuse_existing(out / "stats.safetensors")
     texts = probe_texts(settings, pairs)
-    if dry_run:
-        from slamkern.pipeline.plan import Plan
-
-        plan = Plan(settings)
+    if dry_run or dry_run_on:
+        plan = plan_for(settings, dry_run_on)
         plan.probe(texts)
         print_plan(plan.lines)
         return
@@ -143,6 +144,7 @@ def train(
     trust_remote_code: TrustRemoteCode = None,
     allow_pickle: AllowPickle = None,
     dry_run: DryRun = False,
+    dry_run_on: DryRunOn = None,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -163,10 +165,8 @@ def train(
     pairs, held_out = stages.alignment_pairs(settings)
     check_prompt(settings.train.prompt)
     check_layers(chosen.layers, check_model(settings.model))
-    if dry_run:
-        from slamkern.pipeline.plan import Plan
-
-        plan = Plan(settings)
+    if dry_run or dry_run_on:
+        plan = plan_for(settings, dry_run_on)
         plan.train(plan.examples(pairs, held_out), chosen)
         print_plan(plan.lines)
         return
@@ -207,6 +207,7 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = None,
     allow_pickle: AllowPickle = None,
     dry_run: DryRun = False,
+    dry_run_on: DryRunOn = None,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -223,10 +224,8 @@ def evaluate(
         raise SlamkernError("no task given: use --task mgsm, mgsm-rev2, msvamp or corpus")
     check_prompt(section.prompt)
     questions = section.load()
-    if dry_run:
-        from slamkern.pipeline.plan import Plan
-
-        plan = Plan(settings)
+    if dry_run or dry_run_on:
+        plan = plan_for(settings, dry_run_on)
         plan.evaluate(questions)
         print_plan(plan.lines)
         return

@@ -13,6 +13,7 @@ from slamkern.errors import SlamkernError, printable
 
 if TYPE_CHECKING:
     from slamkern.pipeline.config import RunConfig
+    from slamkern.pipeline.plan import Plan
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the sections of a run.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override: section.key=value. Repeatable.")]
@@ -45,6 +46,10 @@ TrustRemoteCode = Annotated[
 AllowPickle = Annotated[bool | None, typer.Option("--allow-pickle", help="Also read pickled weights (.bin).")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check options and data, say what it will take, and stop; loads no weights.")
+]
+DryRunOn = Annotated[
+    Path | None,
+    typer.Option("--dry-run-on", help="A dry run for the job that this configuration of accelerate launch describes."),
 ]
 
 MemoryBudget = Annotated[str | None, typer.Option(help="Like 24GB; recomputes as few FFNs as it takes to fit.")]
@@ -105,6 +110,14 @@ def load(config: "RunConfig", delta: Path | None = None) -> tuple[Any, Any]:
 def refuse_existing(path: Path) -> None:
     if path.exists():
         raise SlamkernError(f"{path} exists; choose another --out or remove it")
+
+
+def plan_for(config: "RunConfig", launch: Path | None) -> "Plan":
+    """What a dry run fills: for the job that a file describes, or the one that this process is part of."""
+    from slamkern.pipeline.launch import read_launch
+    from slamkern.pipeline.plan import Plan
+
+    return Plan(config, read_launch(launch))
 
 
 def print_plan(lines: Iterable[tuple[str, str]]) -> None:

@@ -10,6 +10,7 @@ from slamkern.cli.options import (
     Config,
     Data,
     DryRun,
+    DryRunOn,
     Languages,
     Model,
     Out,
@@ -32,6 +33,7 @@ def run(
     trust_remote_code: TrustRemoteCode = None,
     allow_pickle: AllowPickle = None,
     dry_run: DryRun = False,
+    dry_run_on: DryRunOn = None,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -46,10 +48,11 @@ def run(
         model=model_options(model, trust_remote_code, allow_pickle),
         data={"path": data, "languages": languages},
     )
-    if dry_run:
+    if dry_run or dry_run_on:
+        from slamkern.pipeline.launch import read_launch
         from slamkern.pipeline.plan import plan_run
 
-        print_plan(plan_run(settings))
+        print_plan(plan_run(settings, read_launch(dry_run_on)))
         return
     before_after(run_pipeline(settings, out))
     say(f"report: {out / 'report.html'}")

@@ -2,7 +2,8 @@
 
 The model is built from its configuration on the meta device, so nothing of its weights is read; texts are tokenized as
 they will be. Memory is that of ``shape_memory`` and FLOPs are the minimum of ``step_cost``, both for Llama-like
-decoders; where a model is none, those lines say so. Times are FLOPs at a stated utilization, nothing measured.
+decoders; where a model is none, those lines say so. Of several processes, memory and what is sent are those of one
+(``scale_out``). Times are FLOPs at a stated utilization and bytes at a stated rate, nothing measured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from slamkern.data.pairs import Pair
 from slamkern.data.prompts import encode_prompts, get_prompt
 from slamkern.data.tasks import Question
 from slamkern.pipeline.checks import check_run
+from slamkern.pipeline.launch import Launch, read_launch
 from slamkern.pipeline.loading import load_config_of, load_tokenizer, resolve_device, resolve_dtype
 from slamkern.pipeline.sections import RunConfig
 from slamkern.pipeline.stages import alignment_pairs, probe_texts, reply_questions, training_examples
@@ -21,21 +23,28 @@ from slamkern.selection.layers import LayerSelection, choose_before_probe
 from slamkern.selection.trainable import apply_selection
 from slamkern.training.batches import StepPlan, tokenize
 from slamkern.training.checkpoint import KEPT
-from slamkern.training.footprint import gigabytes
+from slamkern.training.footprint import Footprint, gigabytes
+from slamkern.training.scale_out import sharded_footprint, wire_bytes
 from slamkern.training.shape_memory import shape_footprint
 from slamkern.training.step_cost import Dimensions
 
 TERAFLOPS, UTILIZATION = 989.0, 0.4  # dense bfloat16 of an H100 SXM (its data sheet), and what training often reaches
 STATE_BYTES = 12  # a float32 master and two moments
+# Bytes a second that a GPU sends: NVLink 4 of an H100 (its data sheet, one direction); one 400 Gbit/s adapter a GPU.
+NVLINK, NETWORK = 450e9, 50e9
+WAYS = {"replicated": "all weights in each", "sharded": "sharded with FSDP2"}
 
 
 class Plan:
     """Lines of a plan, (name, what) each; the model's dimensions and its tokenizer are read once."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, launch: Launch | None = None) -> None:
+        """launch: the job that does the work; by default the one that this process is part of."""
         from transformers import AutoModelForCausalLM
 
-        self.config = config
+        self.config, self.launch = config, launch or read_launch(None)
+        self.memory: dict[str, dict[str, int]] = {}  # replicated, sharded -> part -> bytes
+        self.wire: dict[str, int] = {}  # replicated, sharded -> bytes a step
         spec, trust = config.model.name, config.model.trust_remote_code
         full: Any = load_config_of(spec, trust_remote_code=trust)
         self.shape = full.get_text_config()
@@ -87,23 +96,24 @@ class Plan:
         context = getattr(self.shape, "max_position_embeddings", None)
         examples = tokenize(pairs, self.tokenizer, config, context=context)
         lengths, supervised = examples.lengths.tolist(), examples.supervised.tolist()
-        steps = [[index for batch in step for index in batch] for step in StepPlan(lengths, config)]
-        largest = max(sum(lengths[index] for index in batch) for step in StepPlan(lengths, config) for batch in step)
+        plan = StepPlan(lengths, config)
+        largest = max(sum(lengths[index] for index in batch) for step in plan for batch in step)
         trained = sum(entry.parameter.numel() for entry in apply_selection(self.model, layers, section.projections))
         share = 100 * trained / self.parameters
         which = ", ".join(map(str, layers)) + ("" if selection is not None else " (or others, as the probe says)")
         self.lines.append(("train", f"{trained:,} parameters ({share:.2f} %) of the layers {which}"))
-        tokens = sum(lengths[index] for step in steps for index in step)
-        what = f"{len(steps):,} steps, {tokens:,} tokens, {tokens / len(steps):,.0f} a step"
+        tokens = sum(lengths[index] for step in plan for batch in step for index in batch)
+        what = f"{len(plan):,} steps, {tokens:,} tokens, {tokens / len(plan):,.0f} a step"
         try:
             dimensions = Dimensions.of(self.shape)
+            steps = ([index for batch in step for index in batch] for step in plan)
             flops = sum(
                 dimensions.minimum_flops([lengths[i] for i in step], sum(supervised[i] for i in step), layers)
                 for step in steps
             )
             self._work("  work", what, flops)
             if set(section.projections) == {"up", "down"}:
-                self._memory(largest, layers)
+                self._memory(largest, layers, trained)
         except AttributeError as error:
             self.lines.append(
                 ("  work", f"{what}; FLOPs and memory are not known for {self.shape.model_type} ({error})")
@@ -124,27 +134,48 @@ class Plan:
         # Decoding waits for memory, not for FLOPs, so these say nothing about its time.
         self.lines.append((name, f"{what}; {2 * times * (read + written) * self.parameters:.3g} FLOPs"))
 
-    def _memory(self, positions: int, layers: Sequence[int]) -> None:
-        config = self.config.train
-        bytes_of = shape_footprint(
-            self.shape, layers, itemsize=self.dtype.itemsize, fp8=config.frozen_precision == "fp8",
-            accumulation=config.gradient_accumulation_steps,
-        )  # fmt: skip
-        total, saved = bytes_of.total(positions), bytes_of.saved_bytes(positions)
-        rest = total - bytes_of.weights - bytes_of.state - saved
-        parts = {
-            "weights": bytes_of.weights,
-            "optimizer": bytes_of.state,
-            "saved for backward": saved,
-            "workspace": rest,
-        }
-        words = ", ".join(f"{name} {gigabytes(value)}" for name, value in parts.items())
-        self.lines.append(("  memory", f"{gigabytes(total)} at {positions:,} tokens, nothing recomputed: {words}"))
+    def _memory(self, positions: int, layers: Sequence[int], trained: int) -> None:
+        """What one process holds and sends, with all weights and, of several processes, sharded."""
+        config, processes, itemsize = self.config.train, self.launch.processes, self.dtype.itemsize
+        micro_batches = -(-config.gradient_accumulation_steps // processes)
+        fp8 = config.frozen_precision == "fp8"
+        whole = shape_footprint(self.shape, layers, itemsize=itemsize, fp8=fp8, accumulation=micro_batches)
+        ways = {"replicated": whole}
+        if processes > 1 and not fp8:
+            ways["sharded"] = sharded_footprint(whole, self.shape, layers, processes, itemsize=itemsize)
+        self.memory = {name: _parts(footprint, positions) for name, footprint in ways.items()}
+        for name, parts in self.memory.items():
+            words = ", ".join(f"{part} {gigabytes(value)}" for part, value in parts.items())
+            where = f" in each of {processes} processes, {WAYS[name]}" if processes > 1 else ""
+            total = gigabytes(sum(parts.values()))
+            self.lines.append(("  memory", f"{total} at {positions:,} tokens{where}, nothing recomputed: {words}"))
+        if processes == 1:
+            return
+        weights = self.parameters * itemsize
+        sent = wire_bytes(self.shape, layers, trained, weights, processes, micro_batches, itemsize=itemsize)
+        self.wire = {name: sent[name] for name in ways}
+        link, rate = ("NVLink", NVLINK) if self.launch.machines == 1 else ("the network", NETWORK)
+        for name, count in self.wire.items():
+            seconds = _duration(count / rate)
+            at = f"{seconds} at {rate / 1e9:g} GB/s of {link}"
+            self.lines.append(("  wire", f"{gigabytes(count)} sent by each process in a step, {WAYS[name]}: {at}"))
 
     def _work(self, name: str, what: str, flops: float) -> None:
-        seconds = flops / (TERAFLOPS * 1e12 * UTILIZATION)
-        at = f"{_duration(seconds)} at {UTILIZATION:.0%} of {TERAFLOPS:g} TFLOP/s"
+        processes = self.launch.processes
+        seconds = flops / (processes * TERAFLOPS * 1e12 * UTILIZATION)
+        times = f"{processes} times " if processes > 1 else ""
+        at = f"{_duration(seconds)} at {UTILIZATION:.0%} of {times}{TERAFLOPS:g} TFLOP/s"
         self.lines.append((name, f"{what}; {flops:.3g} FLOPs, {at}"))
+
+
+def _parts(footprint: Footprint, positions: int) -> dict[str, int]:
+    """Bytes at the peak of a step, by what they are for."""
+    parts = {
+        "weights": footprint.weights,
+        "optimizer": footprint.state,
+        "saved for backward": footprint.saved_bytes(positions),
+    }
+    return parts | {"workspace": footprint.total(positions) - sum(parts.values())}
 
 
 def _duration(seconds: float) -> str:
@@ -153,11 +184,11 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def plan_run(config: RunConfig) -> list[tuple[str, str]]:
+def plan_run(config: RunConfig, launch: Launch | None = None) -> list[tuple[str, str]]:
     """The plan of a whole run; SlamkernError as :func:`check_run`."""
     aligned, held_out = alignment_pairs(config)
     check_run(config, aligned, held_out)
-    plan = Plan(config)
+    plan = Plan(config, launch)
     plan.probe(probe_texts(config, aligned))
     plan.train(plan.examples(aligned, held_out), None)
     if config.evaluate.task is not None:

@@ -11,8 +11,10 @@ from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 from slamkern.cli.main import main
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.config import RunConfig, build_config
-from slamkern.pipeline.plan import plan_run
+from slamkern.pipeline.launch import Launch, read_launch
+from slamkern.pipeline.plan import Plan, plan_run
 from slamkern.pipeline.run import run
+from slamkern.pipeline.stages import alignment_pairs
 
 
 def configuration(model: Path, **changes: dict[str, Any]) -> RunConfig:
@@ -76,6 +78,9 @@ def test_a_dry_run_checks_and_writes_nothing(
     assert main(["run", *common, *data, "-s", "evaluate.task=null", "-s", "select.k=1"]) == 0
     assert "nothing was written" in capsys.readouterr().out
     assert main(["probe", *common, *data]) == 0
+    job = ["--dry-run-on", str(accelerate_file(tmp_path / "job.yaml"))]
+    assert main(["run", *common[:-1], *job, *data, "-s", "evaluate.task=null", "-s", "select.k=1"]) == 0
+    assert "in each of 16 processes, sharded with FSDP2" in capsys.readouterr().out
     assert main(["evaluate", *common, "--task", "corpus", "-l", "de", "--limit", "2"]) == 0
     assert main(["run", *common, *data, "-s", "select.k=99"]) == 2
     with pytest.raises(SlamkernError, match="k is 99"):
@@ -88,3 +93,49 @@ def test_replies_are_planned_at_their_longest(weightless: Path) -> None:
     plan = dict(plan_run(configuration(weightless, align=align)))
     assert plan["replies"].startswith("7 questions") and "at most 140 written" in plan["replies"]
     assert plan["train"] and "3 steps" in plan["  work"]
+
+
+def accelerate_file(path: Path, **changes: Any) -> Path:
+    """Written by accelerate itself."""
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    values: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE", "distributed_type": "FSDP", "mixed_precision": "bf16", "use_cpu": False,
+        "debug": False, "num_processes": 16, "num_machines": 2, "fsdp_config": {"fsdp_version": 2},
+    }  # fmt: skip
+    ClusterConfig(**values | changes).to_yaml_file(path)
+    return path
+
+
+def test_a_plan_for_many_processes_says_what_each_holds_and_sends(model: Path, tmp_path: Path) -> None:
+    changes = {"train": {"gradient_accumulation_steps": 8, "max_steps": 3, "prompt": "authors"}}
+    launch = read_launch(accelerate_file(tmp_path / "16.yaml"))
+    assert launch == Launch(16, 2)
+    alone, many = Plan(configuration(model, **changes), Launch()), Plan(configuration(model, **changes), launch)
+    for plan in (alone, many):
+        plan.train(*alignment_pairs(plan.config)[:1], None)
+    assert not alone.wire and set(alone.memory) == {"replicated"}
+    whole, part = many.memory["replicated"], many.memory["sharded"]
+    assert whole["weights"] == alone.memory["replicated"]["weights"] == 4 * many.parameters + 32  # frequencies
+    assert (
+        part["optimizer"] == -(-whole["optimizer"] // 16) and part["saved for backward"] == whole["saved for backward"]
+    )
+    trained = sum(parameter.numel() for parameter in many.model.parameters() if parameter.requires_grad)
+    assert many.wire["replicated"] == 2 * 15 * 4 * trained // 16
+    # One micro-batch each: all weights for the forward, at least once more a part of them, the gradients.
+    least = 15 * (4 * many.parameters + 4 * trained) // 16
+    assert least < many.wire["sharded"] <= least + 15 * 4 * many.parameters // 16
+    assert any("sharded with FSDP2" in what and "the network" in what for _, what in many.lines)
+
+
+def test_a_launch_that_cannot_be_planned_is_refused(tmp_path: Path) -> None:
+    for changes, words in [
+        ({"distributed_type": "DEEPSPEED"}, "distributed_type 'DEEPSPEED' cannot be planned"),
+        ({"fsdp_config": {"fsdp_version": 1}}, "fsdp_version is 1; slamkern works with 2"),
+        ({"num_processes": 15}, "15 processes are not equally many on 2 machines"),
+    ]:
+        with pytest.raises(SlamkernError, match=words):
+            read_launch(accelerate_file(tmp_path / "launch.yaml", **changes))
+    (tmp_path / "other.yaml").write_text("train: {max_steps: 3}")
+    with pytest.raises(SlamkernError, match="no configuration of accelerate launch"):
+        read_launch(tmp_path / "other.yaml")
