@@ -66,6 +66,10 @@ def test_a_study_trains_each_layer_from_the_base_and_goes_on_where_it_stopped(tm
     assert json.loads(again.read_text()) == json.loads(first)
 
 
+def test_the_order_of_layers_covers_all_of_them_from_everywhere_at_once():
+    assert layer_gain.spread(12) == [0, 8, 4, 2, 6, 10, 1, 3, 5, 7, 9, 11]
+
+
 def test_rank_correlations_have_their_known_values():
     x = np.array([1.0, 2, 3, 4, 5])
     y = np.array([2.0, 1, 4, 3, 5])

@@ -49,9 +49,10 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder of a run, or of o
 
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a run (or of a probe and a selection).")]) -> None:
     """One self-contained HTML page with figures (also as PNG) from a run's files."""
+    from slamkern.pipeline.stages import compare_run
     from slamkern.report.html import write_report
 
-    say(str(write_report(folder)))
+    say(str(write_report(folder, compare_run(folder))))
 
 
 def export(

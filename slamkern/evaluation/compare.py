@@ -56,7 +56,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; ``lost`` pairs the answers (before, after) of questions that were right and are wrong."""
+    """What `compare` found; ``gained`` and ``lost`` pair the answers (before, after) whose verdict changed."""
 
     before: str
     after: str
@@ -67,6 +67,7 @@ class Comparison:
     losses: dict[str, LossChange]
     losses_left_out: tuple[str, ...]
     drift: dict[str, tuple[Drift, Drift]]
+    gained: tuple[tuple[Answer, Answer], ...]
     lost: tuple[tuple[Answer, Answer], ...]
 
     @property
@@ -142,6 +143,7 @@ def compare(
         unverified=(*unverified, *unknown), languages=judged, average=average,
         losses=losses, losses_left_out=tuple(left_out),
         drift={code: measure_drift(code, pairs[code]) for code in codes} if drift else {},
+        gained=tuple(pair for code in codes for pair in pairs[code] if pair[1].correct and not pair[0].correct),
         lost=tuple(pair for code in codes for pair in pairs[code] if pair[0].correct and not pair[1].correct),
     )  # fmt: skip
 

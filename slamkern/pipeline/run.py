@@ -37,6 +37,7 @@ from slamkern.pipeline.loading import describe, load_model
 from slamkern.pipeline.stages import (
     alignment_pairs,
     choose_layers,
+    compare_run,
     measure,
     model_replies,
     probe_model,
@@ -197,5 +198,9 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
         "config": config.model_dump(mode="json"),
     }
     distributed.on_main(lambda: write_checked(out / "metrics.json", metrics))
-    claimed.stage("report", "report.html", lambda path: distributed.on_main(lambda: write_report(path.parent)))
+    claimed.stage(
+        "report",
+        "report.html",
+        lambda path: distributed.on_main(lambda: write_report(path.parent, compare_run(out))),
+    )
     return metrics

@@ -1,5 +1,6 @@
 """What each stage of a run does with its section of the configuration; their order and their folder are in ``run``."""
 
+import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -161,6 +162,22 @@ def loss_texts(english: Sequence[str], held_out: Sequence[Pair]) -> dict[str, st
     """Digests of what losses are measured on: two models are compared only where these are the same."""
     pairs = (text for pair in held_out for text in (pair.source_language, pair.source, pair.target))
     return {"english": texts_digest(english), "held_out": texts_digest(pairs)}
+
+
+def compare_run(out: Path) -> dict[str, Any] | None:
+    """The gate over a run's answers before and after training; None where there are none, or another's."""
+    from slamkern.evaluation.compare import compare
+
+    sides = [out / "evaluation" / side for side in ("before", "after")]
+    if not all((side / "predictions.jsonl").is_file() for side in sides):
+        return None
+    # What tells languages of one script apart is in an extra.
+    drift = importlib.util.find_spec("py3langid") is not None
+    try:
+        return compare(*sides, drift=drift).to_dict()
+    except SlamkernError as error:
+        log.warning("answers before and after are not compared: %s", error)
+        return None
 
 
 def reply_losses(

@@ -16,7 +16,8 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def figure_of_size(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -25,7 +26,8 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """The figure as it is shown and saved."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -42,7 +44,7 @@ def layer_heatmap(
 
     with matplotlib.rc_context(STYLE):
         layers, columns = len(values), len(languages)
-        figure, axes = _figure(max(4.8, 0.62 * columns + 1.6), max(2.2, min(0.27 * layers + 0.9, 9.5)))
+        figure, axes = figure_of_size(max(4.8, 0.62 * columns + 1.6), max(2.2, min(0.27 * layers + 0.9, 9.5)))
         image = axes.imshow(values, aspect="auto", origin="lower", cmap="Blues", interpolation="nearest")
         axes.set_xticks(range(columns), languages)
         axes.set_yticks(range(layers), [str(layer) for layer in range(layers)], fontsize=9 if layers <= 24 else 7)
@@ -60,7 +62,7 @@ def layer_heatmap(
                     dark = value - low > 0.6 * (top - low)
                     axes.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=6.5,
                               color="white" if dark else INK)  # fmt: skip
-        return _png(figure)
+        return png(figure)
 
 
 def layer_bars(
@@ -71,7 +73,7 @@ def layer_bars(
 
     with matplotlib.rc_context(STYLE):
         layers = len(scores)
-        figure, axes = _figure(max(4.8, min(0.3 * layers + 1.5, 11)), 2.6)
+        figure, axes = figure_of_size(max(4.8, min(0.3 * layers + 1.5, 11)), 2.6)
         axes.bar(
             range(layers), scores, width=0.72, color=[ORANGE if i in selected else "#c3d4e8" for i in range(layers)]
         )
@@ -85,7 +87,7 @@ def layer_bars(
             if chance >= 0.005:
                 axes.annotate(f"{100 * chance:.0f}%", (layer, scores[layer]), xytext=(0, 2), textcoords="offset points",
                               ha="center", fontsize=7, color=ORANGE if layer in selected else MUTED)  # fmt: skip
-        return _png(figure)
+        return png(figure)
 
 
 def loss_curve(losses: Sequence[float]) -> bytes:
@@ -93,7 +95,7 @@ def loss_curve(losses: Sequence[float]) -> bytes:
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(6.4, 2.6)
+        figure, axes = figure_of_size(6.4, 2.6)
         steps = range(1, len(losses) + 1)
         window = max(1, len(losses) // 20)
         recent = [losses[max(0, i - window + 1) : i + 1] for i in range(len(losses))]
@@ -105,7 +107,7 @@ def loss_curve(losses: Sequence[float]) -> bytes:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y", color="#e4e7eb", linewidth=0.7)
         axes.set_axisbelow(True)
-        return _png(figure)
+        return png(figure)
 
 
 def before_after(before: Mapping[str, float], after: Mapping[str, float], label: str, decimals: int = 2) -> bytes:
@@ -114,7 +116,7 @@ def before_after(before: Mapping[str, float], after: Mapping[str, float], label:
 
     with matplotlib.rc_context(STYLE):
         languages = [code for code in before if code in after]
-        figure, axes = _figure(max(4.6, 0.72 * len(languages) + 1.2), 2.6)
+        figure, axes = figure_of_size(max(4.6, 0.72 * len(languages) + 1.2), 2.6)
         for offset, values, color, name in ((-0.2, before, "#b0bac5", "before"), (0.2, after, BLUE, "after")):
             heights = [values[code] for code in languages]
             places = [index + offset for index in range(len(languages))]
@@ -126,15 +128,25 @@ def before_after(before: Mapping[str, float], after: Mapping[str, float], label:
         # Where everything is 0, a range of its own: that of 1e-9 has an offset text, which lies in the legend.
         axes.set_ylim(0, 1.12 * max(*before.values(), *after.values()) or 1)
         axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, borderaxespad=0)
-        return _png(figure)
+        return png(figure)
 
 
-def trade_off(points: Sequence[tuple[str, float, float]], x_label: str, y_label: str) -> bytes:
-    """A named point each: (name, x, y); ``base`` in orange with lines through it."""
+def pareto_front(points: Sequence[tuple[str, float, float]], *, larger_is_better: bool) -> list[int]:
+    """Indices, by x, of the points that no other point beats in x or y without losing in the other; ties all stay."""
+    sign = 1 if larger_is_better else -1
+    values = [(sign * x, sign * y) for _, x, y in points]
+    beaten = [any(a >= x and b >= y and (a, b) != (x, y) for a, b in values) for x, y in values]
+    return sorted((i for i, lost in enumerate(beaten) if not lost), key=lambda i: points[i][1:])
+
+
+def trade_off(
+    points: Sequence[tuple[str, float, float]], x_label: str, y_label: str, *, larger_is_better: bool
+) -> bytes:
+    """A named point each: (name, x, y); ``base`` in orange with lines through it, the Pareto front as a blue line."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(6.8, 4.6)
+        figure, axes = figure_of_size(6.8, 4.6)
         for name, x, y in points:
             base = name == "base"
             axes.scatter([x], [y], s=30 if base else 18, color=ORANGE if base else BLUE, zorder=3)
@@ -143,6 +155,8 @@ def trade_off(points: Sequence[tuple[str, float, float]], x_label: str, y_label:
             if base:
                 axes.axhline(y, color="#cbd2d9", linewidth=0.8)
                 axes.axvline(x, color="#cbd2d9", linewidth=0.8)
+        front = [points[index] for index in pareto_front(points, larger_is_better=larger_is_better)]
+        axes.plot([x for _, x, _ in front], [y for _, _, y in front], color=BLUE, linewidth=1, alpha=0.6)
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.margins(0.12)
-        return _png(figure)
+        return png(figure)

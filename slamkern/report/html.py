@@ -13,16 +13,19 @@ from typing import Any
 from slamkern.errors import SlamkernError
 from slamkern.files import write_text
 from slamkern.report import figures
+from slamkern.report.answers import answer_sections
 from slamkern.report.page import figure_of, render_page
-from slamkern.report.samples import sample_outputs, too_few
 from slamkern.schemas.metrics import read_metrics
 from slamkern.selection.layers import LayerSelection
 
 PARTS = ("stats.safetensors", "selection.json", "metrics.json")
 
 
-def write_report(folder: str | Path) -> Path:
-    """Write ``report.html`` and ``figures/*.png`` into a run's folder and return the page's path."""
+def write_report(folder: str | Path, comparison: Mapping[str, Any] | None = None) -> Path:
+    """Write ``report.html`` and ``figures/*.png`` into a run's folder and return the page's path.
+
+    comparison: of the answers before and after, the JSON values of a `Comparison`.
+    """
     folder = Path(folder)
     present = [name for name in PARTS if (folder / name).is_file()]
     if not present:
@@ -38,7 +41,7 @@ def write_report(folder: str | Path) -> Path:
         sections.insert(0, _selection_section(folder, selection, metrics))
     if metrics:
         sections = [
-            *_result_sections(folder, metrics),
+            *_result_sections(folder, metrics, comparison),
             _training_section(folder, metrics),
             *sections,
             _setting(metrics),
@@ -73,7 +76,12 @@ def _facts(metrics: Mapping[str, Any], selection: Mapping[str, Any]) -> list[tup
     facts = [("selected layers", ", ".join(map(str, selection["layers"])))] if selection else []
     if metrics:
         trained, total = metrics["trained_parameters"], metrics["total_parameters"]
+        before, after = metrics["before"], metrics["after"]
+        if before["evaluation"] and after["evaluation"]:
+            averages = (part["evaluation"]["average"] for part in (before, after))
+            facts.append(("answers correct, average over languages", "{:.1f} → {:.1f} %".format(*averages)))
         facts += [
+            ("loss on English text, nats a token", f"{before['english_loss']:.3f} → {after['english_loss']:.3f}"),
             (f"parameters trained ({trained:,} of {total:,})", f"{100 * trained / total:.2f} %"),
             ("real tokens per second", f"{metrics['tokens_per_second']:,.0f}"),
             (
@@ -84,14 +92,13 @@ def _facts(metrics: Mapping[str, Any], selection: Mapping[str, Any]) -> list[tup
     return facts
 
 
-def _result_sections(folder: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _result_sections(
+    folder: Path, metrics: Mapping[str, Any], comparison: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
     sections = [_translation_section(folder, metrics)]
     before, after = metrics["before"]["evaluation"], metrics["after"]["evaluation"]
     if before and after:
-        sections.append(_accuracy_section(folder, before, after))
-        if samples := sample_outputs(folder):
-            text = "One question a language, if possible one that training changed; shortened."
-            sections.append({"title": "Sample outputs", "text": text, "samples": samples})
+        sections = [*answer_sections(folder, before, after, comparison), *sections]
     return sections
 
 
@@ -117,32 +124,6 @@ def _translation_section(folder: Path, metrics: Mapping[str, Any]) -> dict[str, 
         f"the English question; lower is better. chrF compares generated with true English; higher is better. "
         f"English itself: loss per token on English reasoning text {old:.3f} before, {new:.3f} after.",
         "figures": [figure_of(folder, "translation_loss", image, "held-out loss per language")],
-        "table": {"head": head, "rows": rows},
-    }
-
-
-def _accuracy_section(folder: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = []
-    for code in before["accuracy"]:
-        cells: list[str] = [code, str(after["n"][code])]
-        for part in (before, after):
-            low, high = part["intervals"][code]
-            strict = part["strict"][code]
-            cells += [f"{part['accuracy'][code]:.1f}", f"{low:.0f} to {high:.0f}", f"{strict:.1f}"]
-        rows.append({"cells": _cells(cells)})
-    totals = ["average", str(sum(after["n"].values()))]
-    for part in (before, after):
-        low, high = part["average_interval"]
-        totals += [f"{part['average']:.1f}", f"{low:.0f} to {high:.0f}", f"{part['strict_average']:.1f}"]
-    rows.append({"cells": _cells(totals), "total": True})
-    image = figures.before_after(before["accuracy"], after["accuracy"], "correct, %", 0)
-    head = ["language", "questions", "before %", "95 %", "strict %", "after %", "95 %", "strict %"]
-    return {
-        "title": f"Answer accuracy on {after['task']}",
-        "warning": too_few(after["n"]),
-        "text": f"Greedy answers, zero-shot, prompt {after['prompt']!r}. Rule: {after['rule']}; the strict rule reads "
-        "numbers as people write them. Intervals are 95 %; the average is unweighted over languages.",
-        "figures": [figure_of(folder, "accuracy", image, "accuracy per language")],
         "table": {"head": head, "rows": rows},
     }
 

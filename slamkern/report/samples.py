@@ -1,6 +1,6 @@
 """Sample outputs for a report: the same questions answered before and after, and what so few answers can show."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,27 @@ def sample_outputs(folder: Path) -> list[dict[str, str]]:
     return [
         {
             "language": old.language, "question": _short(old.question), "gold": _short(old.gold),
-            "before": _short(old.output), "before_verdict": _verdict(old),
-            "after": _short(new.output), "after_verdict": _verdict(new),
+            "before": _short(old.output), "before_verdict": _verdict(old.correct),
+            "after": _short(new.output), "after_verdict": _verdict(new.correct),
         }
         for old, new in list(chosen.values())[:SAMPLES]
+    ]  # fmt: skip
+
+
+def changed_samples(pairs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """At most ``SAMPLES`` of the answers (before, after) that a comparison found changed, languages in turns."""
+    by_language: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
+    for pair in pairs:
+        by_language.setdefault(pair[0]["language"], []).append(pair)
+    longest = max(map(len, by_language.values()), default=0)
+    turns = [rows[turn] for turn in range(longest) for rows in by_language.values() if turn < len(rows)]
+    return [
+        {
+            "language": old["language"], "question": _short(old["question"]), "gold": _short(old["gold"]),
+            "before": _short(old["output"]), "before_verdict": _verdict(old["correct"]),
+            "after": _short(new["output"]), "after_verdict": _verdict(new["correct"]),
+        }
+        for old, new in turns[:SAMPLES]
     ]  # fmt: skip
 
 
@@ -52,8 +69,8 @@ def too_few(n: Mapping[str, int]) -> str | None:
     )
 
 
-def _verdict(prediction: Prediction) -> str:
-    return "right" if prediction.correct else "wrong"
+def _verdict(correct: bool) -> str:
+    return "right" if correct else "wrong"
 
 
 def _short(text: Any) -> str:

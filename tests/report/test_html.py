@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from slamkern.errors import SlamkernError
+from slamkern.pipeline.stages import compare_run
 from slamkern.probe.stats import ActivationStats
 from slamkern.report import figures
 from slamkern.report.html import write_report
@@ -69,7 +71,8 @@ def test_page_is_self_contained_and_complete(folder: Path) -> None:
     inlined = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert {base64.b64decode(data) for data in inlined} == {p.read_bytes() for p in (folder / "figures").iterdir()}
     assert all((folder / "figures" / f"{name}.png").read_bytes().startswith(PNG) for name in names)
-    assert not re.findall(r'(?:src|href)="(?!data:)', page) and "http" not in page
+    # Base64 spells anything somewhere.
+    assert not re.findall(r'(?:src|href)="(?!data:)', page) and "http" not in re.sub(r'base64,[^"]+', "", page)
     assert "tiny&lt;b&gt;" in page and "tiny<b>" not in page
     for expected in (
         "25.60 %",
@@ -147,11 +150,44 @@ def test_samples_origin_and_what_cannot_be_concluded(folder: Path) -> None:
         (folder / "evaluation" / when / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     page = write_report(folder).read_text()
     assert page.count("I do not know &lt;script&gt;") == page.count("It is 3") == 2 and "en 0?" not in page
+    assert "Sample outputs" in page and "Gained and lost" not in page
+
+
+def test_a_comparison_becomes_change_languages_and_examples(folder: Path) -> None:
+    for when in ("before", "after"):
+        (folder / "evaluation" / when).mkdir(parents=True)
+        rows = [
+            {"id": f"x-{code}-{number}", "language": code, "question": f"{code} {number}?", "gold": "3",
+             "output": f"<b>{3 if (number < 16) == (when == 'after') else 4}</b>", "prediction": 3, "correct": True}
+            for code in ("en", "de") for number in range(20)
+        ]  # fmt: skip
+        (folder / "evaluation" / when / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = compare_run(folder)
+    assert result is not None
+    page = write_report(folder, result).read_text()
+    assert {"change.png", "accuracy.png"} <= {path.name for path in (folder / "figures").iterdir()}
+    assert page.count('<td class="better">better</td>') == 3 and "+60.0" in page
+    assert "Wrong before, right after: 6 of 32, shortened." in page and "wrong after: 6 of 8" in page
+    assert "<b>3</b>" not in page and page.count("&lt;b&gt;3&lt;/b&gt;") == 12
+    if find_spec("py3langid"):
+        assert "Language of the responses" in page and (folder / "figures" / "responses.png").is_file()
+    path = folder / "evaluation" / "after" / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"gold": "3"', '"gold": "4"'))
+    assert compare_run(folder) is None  # other questions: nothing to compare
+    assert compare_run(folder / "evaluation") is None
 
 
 def test_how_many_questions_are_enough() -> None:
     assert too_few({"en": 60, "de": 250}) is None
     assert "less than 30 points" in (too_few({"en": 20, "de": 250}) or "")
+
+
+def test_the_pareto_front_is_what_nothing_beats() -> None:
+    points = [("base", 1.0, 1.0), ("gain", 0.5, 3.0), ("worse", 0.4, 2.0), ("kept", 1.5, 0.0), ("twin", 0.5, 3.0)]
+    front = figures.pareto_front(points, larger_is_better=True)
+    assert [points[index][0] for index in front] == ["gain", "twin", "base", "kept"]
+    assert [points[i][0] for i in figures.pareto_front(points, larger_is_better=False)] == ["worse", "base", "kept"]
+    assert figures.trade_off(points, "x", "y", larger_is_better=True).startswith(PNG)
 
 
 def test_figures_of_real_depth_and_of_one_layer() -> None:
