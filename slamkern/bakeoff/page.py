@@ -49,9 +49,12 @@ def _sections(rows: Sequence[Row], title: str, folder: Path) -> list[dict[str, A
     if points:
         image = trade_off(points, f"{kept}, {'%' if asked else 'nats a token'}",
                           f"{gain}, other languages, {'%' if asked else 'nats a token'}",
-                          larger_is_better=asked)  # fmt: skip
+                          larger_is_better=bool(asked))  # fmt: skip
         where = "up and right is better" if asked else "down and left is better"
-        text = f"Other languages against English; {where}. Each point is a cell and seed; the line: none is better in both."
+        text = (
+            f"Other languages against English; {where}. Each point is a cell and seed; on the line are those that "
+            "none beats."
+        )
         figures = [figure_of(folder, f"{title.lower()}-trade-off", image, "gain against forgetting")]
         found.append({"title": f"{title}: gain and forgetting", "text": text, "figures": figures})
     found.append({"title": f"{title}: held-out losses", "table": _table(values, _LOSSES)})
