@@ -10,7 +10,8 @@ refused by name.
 """
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +126,12 @@ def load_model(
 
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(spec, trust_remote_code=trust_remote_code)
-    try:
+    with _in_one_line(f"cannot load model {spec!r}", source):
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=precision, use_safetensors=None if allow_pickle else True,
             # Misshapen weights are refused below with the others; transformers would print a table.
             output_loading_info=True, ignore_mismatched_sizes=True, **extra, **trust,
         )  # fmt: skip
-    except Exception as error:  # transformers raises a dozen unrelated kinds for one bad folder
-        raise SlamkernError(f"cannot load model {spec!r}: {_reason(error, source)}") from error
     _refuse_wrong_weights(spec, found)
     if extra:
         _forget_quantization(model)
@@ -145,25 +144,30 @@ def load_tokenizer(spec: str, *, trust_remote_code: bool = False) -> Any:
 
     config = load_config_of(spec, trust_remote_code=trust_remote_code)
     source, extra = _source(spec)
-    try:
+    with _in_one_line(f"cannot load the tokenizer of {spec!r}", source):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
-    except Exception as error:
-        raise SlamkernError(f"cannot load the tokenizer of {spec!r}: {_reason(error, source)}") from error
-    if extra and isinstance(config.eos_token_id, int):
-        # transformers reads the weights' EOS id from a GGUF file, but gives the tokenizer another (SmolLM2: its BOS).
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+        if extra and isinstance(config.eos_token_id, int):
+            # transformers reads the weights' EOS id from a GGUF file, but gives the tokenizer another (SmolLM2: BOS).
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     return tokenizer
 
 
 def load_config_of(spec: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a model alone, without its weights; raises as :func:`load_model` does."""
     source, extra = _source(spec)
-    try:
+    with _in_one_line(f"cannot load model {spec!r}", source):
         return read_config(source, trust_remote_code=trust_remote_code, **extra)
-    except SlamkernError:
+
+
+@contextmanager
+def _in_one_line(problem: str, source: str) -> Iterator[None]:
+    """What transformers raises for a bad folder, a dozen unrelated kinds, as a SlamkernError that begins so."""
+    try:
+        yield
+    except (SlamkernError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
-        raise SlamkernError(f"cannot load model {spec!r}: {_reason(error, source)}") from error
+    except BaseException as error:  # a panic in tokenizers' Rust is no Exception
+        raise SlamkernError(f"{problem}: {_reason(error, source)}") from error
 
 
 def read_config(source: str, **options: Any) -> Any:
@@ -209,7 +213,7 @@ def _forget_quantization(model: Any) -> None:
         del model.config.quantization_config
 
 
-def _reason(error: Exception, source: str) -> str:
+def _reason(error: BaseException, source: str) -> str:
     text = str(error)
     if "trust_remote_code" in text:
         return "it comes with its own code; --trust-remote-code (model.trust_remote_code) runs that code"
@@ -221,7 +225,7 @@ def _reason(error: Exception, source: str) -> str:
     return f"{_first_line(error)}{hint}"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from support.tiny_run import tiny_run
+from tqdm import tqdm
 
 from slamkern.digests import tensor_digests
 from slamkern.files import load_tensors, read_checked
@@ -95,6 +97,7 @@ def _work(config: RunConfig, out: Path, writer: int) -> None:
 
     status = 1
     try:
+        tqdm.set_lock(threading.RLock())  # its own is shared between processes, and would stay held by a killed one
         logger = logging.getLogger("slamkern")
         logger.addHandler(Teller())
         logger.setLevel(logging.INFO)

