@@ -25,6 +25,10 @@ def tensor_digest(tensor: Tensor) -> str:
 
 def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The digest of each tensor; one that has several names (tied weights) is read once."""
+    if sharded := {name: part for name, part in tensors.items() if hasattr(part, "full_tensor")}:
+        # Gathered one after another: every process of the job does the same.
+        rest = {name: tensor for name, tensor in tensors.items() if name not in sharded}
+        return {name: tensor_digest(part.full_tensor()) for name, part in sharded.items()} | tensor_digests(rest)
     places = {name: _place(tensor) for name, tensor in tensors.items()}
     distinct = {place: tensors[name] for name, place in places.items()}
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:

@@ -172,6 +172,11 @@ def _arrived(store: dist.Store, expected: dict[int, int]) -> Iterator[Any]:
             yield from sent
 
 
+def wait() -> None:
+    """Wait until every process of the job is here."""
+    gather_objects(None)
+
+
 def require_equal(values: Mapping[str, Any]) -> None:
     """SlamkernError, naming the first, where a process has another value than the main one."""
     found = gather_objects(dict(values))

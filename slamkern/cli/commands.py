@@ -170,7 +170,7 @@ def train(
         plan.train(plan.examples(pairs, held_out), chosen)
         print_plan(plan.lines)
         return
-    loaded, tokenizer = load(settings)
+    loaded, tokenizer = load(settings, on_host=settings.train.fsdp)  # a GPU gets its part of it
     questions = stages.reply_questions(settings, pairs, held_out)
     replies = stages.model_replies(settings, loaded, tokenizer, questions, out / "replies.json", progress=True)
     apply_selection(patch_model(loaded), chosen, settings.select.projections)

@@ -95,11 +95,16 @@ def model_options(name: str | None, trust_remote_code: bool | None, allow_pickle
     return {"name": name, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
 
 
-def load(config: "RunConfig", delta: Path | None = None) -> tuple[Any, Any]:
-    from slamkern.pipeline.loading import describe, load_model
+def load(config: "RunConfig", delta: Path | None = None, *, on_host: bool = False) -> tuple[Any, Any]:
+    """Model and tokenizer; ``on_host`` in host memory, in the dtype that its device asks for."""
+    from slamkern.pipeline.loading import describe, load_model, resolve_device, resolve_dtype
     from slamkern.training.checkpoint import load_delta
 
-    model, tokenizer = load_model(**config.model.arguments())
+    arguments = config.model.arguments()
+    if on_host:
+        dtype = resolve_dtype(arguments["dtype"], resolve_device(arguments["device"]))
+        arguments |= {"device": "cpu", "dtype": str(dtype).removeprefix("torch.")}
+    model, tokenizer = load_model(**arguments)
     if delta is not None:
         load_delta(model, delta)
     if distributed.is_main():

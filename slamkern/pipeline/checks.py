@@ -17,6 +17,8 @@ from slamkern.selection.layers import choose_before_probe
 
 def check_run(config: RunConfig, aligned: Sequence[Pair], held_out: Sequence[Pair]) -> None:
     """SlamkernError for what a whole run would fail on hours later."""
+    if config.train.fsdp:
+        raise SlamkernError("a run measures the whole model in every process; use train.fsdp with slamkern train alone")
     num_layers = check_model(config.model)
     languages = tuple(probe_texts(config, aligned))
     check_select(config.select, num_layers, languages)

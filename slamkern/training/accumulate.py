@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slamkern.data.packing import Example
 from slamkern.errors import SlamkernError
 from slamkern.training.batches import sum_loss
-from slamkern.training.checkpoint import cuda_devices
 from slamkern.training.config import TrainConfig
 from slamkern.training.loss import Head
 from slamkern.training.optimizer import MasterAdamW
@@ -100,6 +99,11 @@ def cut(batch: list[Example], limit: int | None, *, padded: bool) -> list[list[E
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory was not enough; torch has no class of its own for a CPU's."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def cuda_devices(model: nn.Module) -> list[torch.device]:
+    """The CUDA devices that a model lives on."""
+    return sorted({p.device for p in model.parameters() if p.is_cuda}, key=lambda device: device.index)
 
 
 def reset_peak_memory(model: "PreTrainedModel") -> None:

@@ -27,6 +27,7 @@ from slamkern.modules.eval_mode import eval_mode
 from slamkern.modules.packed_attention import supports_packing
 from slamkern.training.config import TrainConfig
 from slamkern.training.loss import Head, packed_loss, padded_loss, read_head, with_packed_attention
+from slamkern.training.sharding import is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,12 +61,15 @@ class StepPlan(Rows[list[list[int]]]):
         return self._epochs[epoch][first : first + self._size]
 
 
-def deal(step: Sequence[list[Example]], processes: int, tokens_per_batch: int) -> list[list[list[Example]]]:
+def deal(
+    step: Sequence[list[Example]], processes: int, tokens_per_batch: int, *, even: bool = False
+) -> list[list[list[Example]]]:
     """The micro-batches of a step for each process, of about as many tokens each; one process has the step as it is.
 
     Where there is a multiple of ``processes`` of them, micro-batches stay whole; otherwise single examples are dealt
     out and packed anew. The longest goes first, each to the process with the fewest tokens. Fewer examples than
-    processes leave some without any.
+    processes leave some without any. ``even`` gives each as many micro-batches, for sharded weights are gathered by all
+    processes at once: what is added has one token and no loss.
     """
     if processes == 1:
         return [list(step)]
@@ -77,7 +81,11 @@ def deal(step: Sequence[list[Example]], processes: int, tokens_per_batch: int) -
         least = load.index(min(load))
         shares[least].append(piece)
         load[least] += _tokens(piece)
-    return shares if whole else [_pack([example for (example,) in share], tokens_per_batch) for share in shares]
+    if not whole:
+        shares = [_pack([example for (example,) in share], tokens_per_batch) for share in shares]
+    most = max(map(len, shares)) if even else 0
+    filler = Example(step[0][0].input_ids[:1], (IGNORE,))
+    return [[*share, *[[filler]] * (most - len(share))] for share in shares]
 
 
 def _pack(examples: list[Example], tokens_per_batch: int) -> list[list[Example]]:
@@ -145,8 +153,12 @@ def mean_loss(
     total = torch.zeros((), dtype=torch.float64)
     with eval_mode(model), with_packed_attention(model) if packing else nullcontext():
         checked = read_head(model) if isinstance(head, str) else head
-        for batch in plan[distributed.rank() :: distributed.world_size()]:
-            total += float(sum_loss(model, checked, [examples[index] for index in batch], packing))
+        for first in range(0, len(plan), distributed.world_size()):
+            place = first + distributed.rank()
+            if place < len(plan) or is_sharded(model):  # sharded weights are gathered by all processes at once
+                batch = [examples[index] for index in plan[min(place, len(plan) - 1)]]
+                loss = float(sum_loss(model, checked, batch, packing))
+                total += loss if place < len(plan) else 0.0
     distributed.sum_([total])
     return float(total) / supervised_tokens(examples)
 

@@ -13,6 +13,7 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
 from slamkern.training.frozen import AXES, changed_weight, frozen_digests, trained_parts
 from slamkern.training.optimizer import MasterAdamW
+from slamkern.training.sharding import collect, is_sharded, part_of
 from slamkern.version import __version__
 
 log = logging.getLogger(__name__)
@@ -46,12 +48,15 @@ def save_delta(
     """Write the tensors that require a gradient, and the selection where there is one; returns the delta's path.
 
     frozen: the digests of the model's other weights where they are known already (see ``frozen_digests``). Each file is
-    whole or absent, the delta last. SlamkernError when nothing requires a gradient, or a value is not finite.
+    whole or absent, the delta last. Every process calls this for a sharded model; the main one writes.
+    SlamkernError when nothing requires a gradient, or a value is not finite.
     """
     folder = Path(folder)
-    tensors = trained_parameters(model)
-    if not tensors:
+    if not (trained := trained_parameters(model)):
         raise SlamkernError("no parameter requires a gradient, so there is no delta; call apply_selection first")
+    tensors, frozen = collect(trained), dict(frozen or frozen_digests(model, trained_parts(model)))
+    if not tensors:  # not the main process of a sharded model
+        return folder / DELTA
     check_finite(tensors, "nothing was saved; lower learning_rate, or train in bfloat16 or float32")
     if selection is not None:
         selection.save(folder / SELECTION)
@@ -60,7 +65,7 @@ def save_delta(
         "format": FORMAT,
         "signature": model_signature(model.config),
         "base_model": str(getattr(model.config, "_name_or_path", "")),
-        "frozen_weights": dict(frozen or frozen_digests(model, trained_parts(model))),
+        "frozen_weights": frozen,
     }
     # Up and down name the same neurons; a safetensors file holds no shared storage.
     which = {
@@ -112,7 +117,7 @@ def load_delta(model: nn.Module, folder: str | Path, *, frozen: Mapping[str, str
             f" load {base} as it was then"
         )
     for name, here in places.items():
-        here.copy_(tensors[name])
+        here.copy_(part_of(tensors[name], here))
     return list(places)
 
 
@@ -164,14 +169,17 @@ def save_checkpoint(
 ) -> Path:
     """Write ``out/checkpoint-<step>`` as a whole or not at all, then drop all but the last two; returns the folder.
 
-    fingerprint names the run, so that no other run resumes from it. OSError when the disk is full.
+    fingerprint names the run, so that no other run resumes from it. OSError when the disk is full. The main process of
+    a job writes; of a sharded model, all of them call this.
     """
-    final = out / f"checkpoint-{step}"
-    if final.is_dir():
+    final, writes = out / f"checkpoint-{step}", distributed.is_main()
+    if final.is_dir() or not (writes or is_sharded(model)):
         return final
-    with atomic_folder(final) as folder:
+    tensors = {f"optimizer/{name}": tensor for name, tensor in collect(optimizer.state_dict()).items()}
+    with atomic_folder(final) if writes else nullcontext(final) as folder:
         save_delta(model, folder, selection, frozen=frozen)
-        tensors = {f"optimizer/{name}": tensor for name, tensor in optimizer.state_dict().items()}
+        if not writes:
+            return final
         check_finite(tensors, "nothing was saved; lower learning_rate")
         metadata = {"slamkern_version": __version__, "format": STATE, "step": step, "fingerprint": fingerprint}
         save_tensors(folder / f"{STATE}.safetensors", tensors, metadata)
@@ -238,8 +246,3 @@ def _restore_newest(
         _drop_old(out)  # a run that was killed between a save and this has one too many
         return step
     raise DamagedFileError(f"no checkpoint in {out} can be read; remove them to start again")
-
-
-def cuda_devices(model: nn.Module) -> list[torch.device]:
-    """The CUDA devices that a model lives on."""
-    return sorted({p.device for p in model.parameters() if p.is_cuda}, key=lambda device: device.index)

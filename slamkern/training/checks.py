@@ -1,5 +1,6 @@
 """What training refuses before it reads, writes or changes anything."""
 
+import os
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -20,6 +21,8 @@ def check_model(model: "PreTrainedModel", selection: LayerSelection | None, conf
             f"train wants the model itself, not {type(model).__name__}; give it model.module: every process of the job"
             " computes its share, and gradients are summed once a step"
         )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not config.fsdp:
+        raise SlamkernError("accelerate launch --use_fsdp: set fsdp (train.fsdp=true) too, or launch with --multi_gpu")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise SlamkernError("the model has weights on the meta device, which hold no values; load it before training")
     if not trained_parameters(model):

@@ -41,6 +41,7 @@ class TrainConfig:
     are not enough the optimizer is offloaded too (see footprint.py).
     optimizer_offload: AdamW's moments and the float32 masters in host memory, stepped there; for a model on a GPU.
     frozen_precision: "model", the dtype the model is in, or "fp8" for the frozen Linears of its layers (see fp8.py).
+    fsdp: shard the decoder layers over the processes of a job, for a model that fits no single GPU (see sharding.py).
     report_to: "tensorboard" also writes its events to ``output_dir``.
     """
 
@@ -65,6 +66,7 @@ class TrainConfig:
     memory_budget: str | None = None
     optimizer_offload: bool = False
     frozen_precision: Literal["model", "fp8"] = "model"
+    fsdp: bool = False
     save_steps: int | None = None
     save_minutes: float = 10.0
     on_oom: Literal["stop", "halve"] = "stop"
@@ -91,6 +93,11 @@ class TrainConfig:
             parse_bytes(self.memory_budget)
             if not self.packing or self.gradient_checkpointing:
                 raise SlamkernError("memory_budget plans packed batches without gradient_checkpointing; choose one")
+        if self.fsdp:
+            for name, usual in (("memory_budget", None), ("optimizer_offload", False), ("frozen_precision", "model"),
+                                ("on_oom", "stop")):  # fmt: skip
+                if getattr(self, name) != usual:
+                    raise SlamkernError(f"fsdp and {name} {getattr(self, name)} do not go together; choose one")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise SlamkernError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")

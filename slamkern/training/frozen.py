@@ -1,6 +1,7 @@
 """What a training run leaves as it is, as digests: they tell whether a delta belongs to the weights of a model."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,16 +28,21 @@ def frozen_digests(model: nn.Module, trained: Mapping[str, tuple[int, Tensor] | 
     A weight of which single neurons are trained counts, as ``<name>@neurons``, with zeros in their place.
     """
     state = model.state_dict()
-    tied = {state[name].data_ptr() for name, part in trained.items() if part is None and name in state}
+    tied = {_address(state[name]) for name, part in trained.items() if part is None and name in state}
     frozen: dict[str, Tensor] = {}
     for name, tensor in state.items():
         part = trained.get(name)
         if part is not None:
             dimension, neurons = part
             frozen[f"{name}@neurons"] = tensor.detach().index_fill(dimension, neurons.to(tensor.device), 0)
-        elif name not in trained and tensor.data_ptr() not in tied:
+        elif name not in trained and _address(tensor) not in tied:
             frozen[name] = tensor
     return tensor_digests(frozen)
+
+
+def _address(tensor: Any) -> int:
+    """Where the values are, or this process's part of them."""
+    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).data_ptr()
 
 
 def changed_weight(

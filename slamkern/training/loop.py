@@ -34,7 +34,7 @@ from slamkern.progress import progress_bar
 from slamkern.run_folder import RunFolder
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trained_parameters
-from slamkern.training.accumulate import Accumulator, peak_memory, reset_peak_memory
+from slamkern.training.accumulate import Accumulator, cuda_devices, peak_memory, reset_peak_memory
 from slamkern.training.batches import (
     StepPlan,
     deal,
@@ -45,7 +45,6 @@ from slamkern.training.batches import (
     tokenize,
 )
 from slamkern.training.checkpoint import (
-    cuda_devices,
     list_checkpoints,
     load_delta,
     restore_newest,
@@ -61,6 +60,7 @@ from slamkern.training.loss import describe_head, read_head
 from slamkern.training.memory_budget import parse_bytes, within_budget
 from slamkern.training.optimizer import MasterAdamW, learning_rate
 from slamkern.training.run_log import KIND, RESULTS, RunLog, claim_run, restore_freeze, run_settings
+from slamkern.training.sharding import shard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,6 +123,8 @@ def train(
             run.go_back_to(len(steps))
             return TrainResult.of(model, run.rows, run.held_out, out)
 
+        if config.fsdp:
+            shard(model)
         stack.enter_context(torch.random.fork_rng(devices=cuda_devices(model)))
         stack.callback(model.train, model.training)
         model.train()
@@ -183,13 +185,13 @@ def train(
             torch.manual_seed(step_seed(config.seed, done, distributed.rank()))
             batches = [[examples[index] for index in batch] for batch in steps[done]]
             supervised = sum(supervised_tokens(batch) for batch in batches)
-            shares = deal(batches, distributed.world_size(), config.tokens_per_batch)
+            shares = deal(batches, distributed.world_size(), config.tokens_per_batch, even=config.fsdp)
             mine = shares[distributed.rank()]
             rate = learning_rate(done, len(steps), config.learning_rate, config.warmup_steps, config.lr_scheduler_type)
             total = accumulator.backward(mine, supervised)
             if mine and (missing := optimizer.without_gradient()):
                 raise SlamkernError(f"the loss does not depend on {missing[0]}, so it cannot be trained; freeze it")
-            distributed.sum_([*optimizer.gradients(), total])
+            distributed.sum_([total] if config.fsdp else [*optimizer.gradients(), total])  # fsdp: in the backward
             loss = float(total)  # device sync, once a step
             norm = optimizer.clip(config.max_grad_norm)
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -227,11 +229,10 @@ def train(
             if out is not None and (save_now or stopping):
                 saved = time.monotonic()
                 run.sync()
-                if distributed.is_main():
-                    save_checkpoint(
-                        model, optimizer, out,
-                        step=done + 1, fingerprint=run.fingerprint, selection=selection, frozen=frozen,
-                    )  # fmt: skip
+                save_checkpoint(
+                    model, optimizer, out,
+                    step=done + 1, fingerprint=run.fingerprint, selection=selection, frozen=frozen,
+                )  # fmt: skip
             if stopping:
                 where = (
                     f"saved in {out}; go on with resume=True"
@@ -243,5 +244,7 @@ def train(
             run.note_held_out("after", held_out_loss(unseen))
         if out is not None:
             run.sync()
-            distributed.on_main(lambda: save_delta(model, out, selection, frozen=frozen))
+            if distributed.is_main() or config.fsdp:
+                save_delta(model, out, selection, frozen=frozen)
+            distributed.wait()
     return TrainResult.of(model, run.rows, run.held_out, out)

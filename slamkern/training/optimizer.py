@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
+from slamkern.training.sharding import part_of, whole
 
 
 def learning_rate(
@@ -103,7 +104,7 @@ class MasterAdamW:
         norm = torch.nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
         if max_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(masters, max_norm, norm)
-        return float(norm)  # device sync: the norm is logged and checked each step
+        return float(whole(norm))  # device sync: the norm is logged and checked each step
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
@@ -160,12 +161,14 @@ class MasterAdamW:
             )
         for name, master in self.masters.items():
             if f"master/{name}" in tensors:
-                master.copy_(tensors[f"master/{name}"])
+                master.copy_(part_of(tensors[f"master/{name}"], master))
             self.adamw.state[master] = {
                 # One counter per tensor, as AdamW keeps it; the fused kernel reads it on the device of the tensor.
                 "step": tensors["step"].clone().to(master.device if self._step_on_device else "cpu"),
-                "exp_avg": tensors[f"exp_avg/{name}"].to(master, copy=True),
-                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(master, copy=True),
+                **{
+                    key: part_of(tensors[f"{key}/{name}"], master).to(master.device, master.dtype, copy=True)
+                    for key in ("exp_avg", "exp_avg_sq")
+                },
             }
 
 

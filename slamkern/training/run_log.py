@@ -38,7 +38,16 @@ log = logging.getLogger(__name__)
 KIND = "training"
 RESULTS = ("metrics.jsonl", "checkpoint-*", DELTA)
 # These change what is written and shown, or what is computed twice, not the result.
-WITHOUT_EFFECT = ("logging_steps", "memory_budget", "output_dir", "on_oom", "report_to", "save_minutes", "save_steps")
+WITHOUT_EFFECT = (
+    "fsdp",
+    "logging_steps",
+    "memory_budget",
+    "output_dir",
+    "on_oom",
+    "report_to",
+    "save_minutes",
+    "save_steps",
+)
 
 
 @dataclass
