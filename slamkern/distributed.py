@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
 
@@ -70,6 +70,11 @@ def is_main() -> bool:
 def local_rank() -> int:
     """Which of the processes on its machine this one is: the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside DistributedDataParallel, whose own forward waits for all processes; any other model itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def sum_(tensors: Iterable[Tensor]) -> None:

@@ -77,6 +77,7 @@ def evaluate_questions(
     Raises SlamkernError for no questions, repeated ids, a prompt that does not fit the model's context, and an
     ``out`` that belongs to another model (weights included), task, prompt, length or set of questions.
     """
+    model = distributed.unwrapped(model)
     by_id = {question.id: question for question in questions}
     if not questions or len(by_id) != len(questions):
         problem = "no questions" if not questions else "questions with repeated ids"

@@ -42,6 +42,7 @@ def collect_stats(
     ``i % groups``, so that parallel questions are resampled together. Texts over ``max_length`` tokens, or over the
     model's context, are cut there, and how many is logged.
     """
+    model = distributed.unwrapped(model)
     for code in texts:
         language(code)
     if token_budget < 1 or max_length < 1 or groups < 0:

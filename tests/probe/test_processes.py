@@ -5,6 +5,7 @@ import torch
 from support.processes import launch
 from support.tiny_models import tiny_model
 
+from slamkern import distributed
 from slamkern.probe.collect import collect_stats
 from slamkern.selection.layers import select_layers
 
@@ -13,6 +14,18 @@ TEXTS = {
     "de": [f"{n} Aepfel" for n in range(9)],
     "sw": ["tufaha", "matofaa mawili, matatu", "nne"],
 }
+
+
+def test_a_model_in_ddp_is_probed_where_a_process_has_no_batch(tiny_tokenizer):
+    expected = collect_stats(tiny_model(), tiny_tokenizer, TEXTS, progress=False)
+
+    def probe(_):
+        distributed.join()
+        wrapped = torch.nn.parallel.DistributedDataParallel(tiny_model())
+        return collect_stats(wrapped, tiny_tokenizer, TEXTS, progress=False)
+
+    for stats in launch(2, probe):
+        assert torch.equal(stats.active, expected.active) and stats.signature == expected.signature
 
 
 # One batch, which leaves the second process without any; many.
