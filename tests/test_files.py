@@ -1,13 +1,17 @@
 """Safetensors files of ours: what was written comes back, and any other content is refused."""
 
 import json
+import os
 import struct
+from pathlib import Path
 
 import pytest
 import torch
 
 from slamkern.errors import SlamkernError
-from slamkern.files import load_tensors, save_tensors
+from slamkern.evaluation.predictions import PredictionLog
+from slamkern.files import atomic_folder, load_tensors, save_tensors, write_json, write_text
+from slamkern.schemas.predictions import Prediction
 
 TENSORS = {
     "a": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -59,3 +63,40 @@ def test_a_shape_changed_in_the_header_is_refused(tmp_path):
     path.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + length :])
     with pytest.raises(SlamkernError, match="'a' is not what was written"):
         load_tensors(path, "test")
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """What reaches the disk, in order: names of files that were synced, and of the targets of renames."""
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def record_sync(handle):
+        events.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name.strip('.').split('.')[0]}")
+        fsync(handle)
+
+    def record_rename(source, target):
+        events.append(f"rename {Path(target).name.split('.')[0]}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "replace", record_rename)
+    return events
+
+
+def test_content_is_on_disk_before_its_name_and_the_name_before_what_follows(tmp_path, synced):
+    write_json(tmp_path / "values.json", {})
+    assert synced == ["sync values", "rename values", f"sync {tmp_path.name}"]
+    synced.clear()
+    with atomic_folder(tmp_path / "checkpoint-1") as folder:
+        write_text(folder / "state.txt", "1")
+    assert synced == ["sync state", "rename state", "sync checkpoint-1", "sync checkpoint-1", "rename checkpoint-1",
+                      f"sync {tmp_path.name}"]  # fmt: skip
+
+
+def test_predictions_are_on_disk_before_the_record_that_knows_their_hash(tmp_path, synced):
+    with PredictionLog(tmp_path, {"task": "mgsm"}) as log:
+        log.add(Prediction("q", "de", "?", "1", "1", 1.0, True))
+        synced.clear()
+        log.finish(["q"], dict.fromkeys(("task", "prompt", "rule"), "x"))
+    folder = f"sync {tmp_path.name}"
+    assert synced == ["sync predictions", "rename predictions", folder, "sync evaluation", "rename evaluation", folder]

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+MAX_EPOCHS = 100_000  # each is planned before the first step
+
+
 class StepPlan(Rows[list[list[int]]]):
     """Every step of a run: its micro-batches, each a list of example indices. A step never spans two epochs.
 
@@ -49,6 +52,13 @@ class StepPlan(Rows[list[list[int]]]):
         while len(self._epochs) < config.num_train_epochs if config.max_steps is None else steps < config.max_steps:
             self._epochs.append(pack_plan(lengths, config.tokens_per_batch, config.seed, len(self._epochs)))
             steps += -(-len(self._epochs[-1]) // self._size)
+            epochs = config.num_train_epochs if config.max_steps is None else config.max_steps // steps
+            if len(self._epochs) == 1 and epochs > MAX_EPOCHS:
+                name = "num_train_epochs" if config.max_steps is None else "max_steps"
+                raise SlamkernError(
+                    f"{name} is {getattr(config, name):,}, which is {epochs:,} epochs of {len(lengths)} examples; at"
+                    f" most {MAX_EPOCHS:,} are planned"
+                )
             self._ends.append(steps)
         self._steps = min(steps, config.max_steps or steps)
 

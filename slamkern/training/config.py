@@ -77,6 +77,11 @@ class TrainConfig:
         for name in (*_COUNTS, *_POSITIVE):
             if not getattr(self, name) > 0:
                 raise SlamkernError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in (*_COUNTS, "max_steps", "save_steps", "warmup_steps"):
+            if (getattr(self, name) or 0) >= 2**31:
+                raise SlamkernError(f"{name} is {getattr(self, name)}; it must be below 2^31")
+        if not 0 <= self.seed < 2**63:
+            raise SlamkernError(f"seed is {self.seed}; it must be at least 0 and below 2^63")
         for name in ("warmup_steps", "max_grad_norm", "weight_decay", "save_minutes"):
             if not getattr(self, name) >= 0:
                 raise SlamkernError(f"{name} is {getattr(self, name)}; it must be 0 or more")

@@ -53,7 +53,7 @@ def train(tmp_path: Path) -> list[str]:
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     LayerSelection((0,), k=1).save(tmp_path / "selection.json")
     data = ["--data", "corpus:", "-l", "de", "-s", "data.limit=4", "-s", "data.held_out=1"]
-    recipe = ["-s", "train.max_steps=100000", "-s", "train.prompt=authors"]
+    recipe = ["-s", "train.max_steps=5000", "-s", "train.prompt=authors"]
     arguments = ["train", "--model", str(tmp_path / "model"), "--selection", str(tmp_path / "selection.json")]
     return [*arguments, *data, *recipe, "--out", str(tmp_path / "out")]
 

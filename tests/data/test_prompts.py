@@ -95,3 +95,10 @@ def test_the_prompt_has_the_opening_tokens_once_and_no_end(tiny_tokenizer):
 def test_a_tokenizer_without_opening_tokens_gets_none(tiny_tokenizer):
     assert 1 not in encode_prompts(["12"], tiny_tokenizer)[0]
     assert encode_prompts([], tiny_tokenizer) == []
+
+
+def test_a_prompt_file_that_is_not_utf8_is_one_line(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_bytes("Übersetze: {instruction}".encode("latin-1"))
+    with pytest.raises(SlamkernError, match=r"prompt\.txt is not UTF-8 text \(byte 0\)$"):
+        get_prompt(str(path))

@@ -161,11 +161,23 @@ def test_recipe_refuses_values_that_cannot_work(field):
         ({"report_to": "wandb"}, "unknown report_to 'wandb'"),
         ({"adam_beta2": 1.0}, "adam_beta2 is 1.0"),
         ({"save_steps": 0}, "save_steps is 0; it must be at least 1, or None"),
+        ({"max_steps": 10**20}, r"max_steps is 10{20}; it must be below 2\^31"),
+        ({"tokens_per_batch": 2**31}, r"tokens_per_batch is 2147483648; it must be below 2\^31"),
+        ({"seed": 2**63}, r"seed is 9223372036854775808; it must be at least 0 and below 2\^63"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_recipe_refuses_choices_that_do_not_exist(changes, words):
     with pytest.raises(SlamkernError, match=words):
         replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize("changes", [{"max_steps": 2**31 - 1}, {"num_train_epochs": 2**31 - 1}])
+def test_more_epochs_than_anybody_waits_for_are_refused_at_once(changes):
+    with pytest.raises(
+        SlamkernError, match=r"is 2,147,483,647, which is [\d,]+ epochs of 10 examples; at most 100,000"
+    ):
+        StepPlan([20] * 10, replace(CONFIG, **changes))
 
 
 def test_max_steps_runs_as_many_epochs_as_it_takes():
