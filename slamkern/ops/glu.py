@@ -89,10 +89,6 @@ eager_swiglu_record = eager_op("swiglu_record", _swiglu_record)
 eager_swiglu_backward = eager_op("swiglu_backward", _swiglu_backward)
 
 
-def _empty_hidden(gate: Tensor) -> Tensor:
-    return torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-
-
 def _empty_moments(gate: Tensor, num_languages: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     shape = (num_languages, gate.shape[1])
     return (
@@ -105,23 +101,23 @@ def _empty_moments(gate: Tensor, num_languages: int) -> tuple[Tensor, Tensor, Te
 
 @torch.library.register_fake("slamkern::swiglu", lib=_library)
 def _(gate, up, activation, backend):  # type: ignore[no-untyped-def]
-    return _empty_hidden(gate)
+    return gate.new_empty(gate.shape)
 
 
 @torch.library.register_fake("slamkern::swiglu_stats", lib=_library)
 def _(gate, up, language_ids, num_languages, activation, observe, backend):  # type: ignore[no-untyped-def]
-    return _empty_hidden(gate), *_empty_moments(gate, num_languages)
+    return gate.new_empty(gate.shape), *_empty_moments(gate, num_languages)
 
 
 @torch.library.register_fake("slamkern::swiglu_record", lib=_library)
 def _(gate, up, language_ids, moments, plan, activation, observe, backend):  # type: ignore[no-untyped-def]
-    return _empty_hidden(gate)
+    return gate.new_empty(gate.shape)
 
 
 @torch.library.register_fake("slamkern::swiglu_backward", lib=_library)
 def _(grad_hidden, gate, up, activation, need_hidden, backend, need_gate=True):  # type: ignore[no-untyped-def]
     wanted = (need_gate, up is not None, need_hidden)
-    return tuple(_empty_hidden(gate) if asked else gate.new_empty(0) for asked in wanted)
+    return tuple(gate.new_empty(gate.shape) if asked else gate.new_empty(0) for asked in wanted)
 
 
 def _setup_swiglu(ctx, inputs, output):  # type: ignore[no-untyped-def]

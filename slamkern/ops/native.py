@@ -94,11 +94,6 @@ def _library(device_type: str) -> ctypes.CDLL:
     return library
 
 
-def _empty_like(x: Tensor) -> Tensor:
-    """Contiguous, which ``torch.empty_like`` of a slice is not."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
 def _dtype(gate: Tensor) -> int:
     code = _DTYPES.get(gate.dtype)
     if code is None:
@@ -131,7 +126,7 @@ def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
     if activation not in _ACTIVATIONS:
         return reference.swiglu(gate, up, activation)
     dtype, (tokens, neurons) = _dtype(gate), gate.shape
-    hidden = _empty_like(gate)
+    hidden = gate.new_empty(gate.shape)  # contiguous, which empty_like of a slice is not
     function = _library(gate.device.type).slamkern_swiglu
     outputs = (hidden.data_ptr(), neurons)
     _run(gate, function, *_rows(gate), *_rows(up), *outputs, tokens, neurons, dtype, _ACTIVATIONS[activation])
@@ -160,7 +155,7 @@ def swiglu_stats(
             f"language_ids is {tuple(language_ids.shape)} {language_ids.dtype}; expected ({tokens},) int32"
         )
     library, ids = _library(device.type), language_ids.contiguous()
-    hidden = _empty_like(gate)
+    hidden = gate.new_empty(gate.shape)  # contiguous, which empty_like of a slice is not
     count = torch.empty(num_languages, dtype=torch.int64, device=device)
     # Outputs of an op may not share storage, so mean and m2 are two allocations.
     shape = (num_languages, neurons)
@@ -200,7 +195,7 @@ def swiglu_backward(
         return reference.swiglu_backward(grad_hidden, gate, up, activation, need_hidden, need_gate)
     dtype, (tokens, neurons) = _dtype(gate), gate.shape
     grad_gate, grad_up, hidden = (
-        _empty_like(gate) if needed else None for needed in (need_gate, up is not None, need_hidden)
+        gate.new_empty(gate.shape) if needed else None for needed in (need_gate, up is not None, need_hidden)
     )
     _run(
         gate,

@@ -45,19 +45,15 @@ eager_quantize_rows = eager_op("quantize_rows", _quantize_rows)
 @torch.library.register_fake("slamkern::rms_norm", lib=_library)
 def _(x, weight, eps, style, backend):  # type: ignore[no-untyped-def]
     wide = torch.promote_types(x.dtype, torch.float32)
-    return _like(x), torch.empty(x.shape[0], dtype=wide, device=x.device)
+    return x.new_empty(x.shape), torch.empty(x.shape[0], dtype=wide, device=x.device)
 
 
 @torch.library.register_fake("slamkern::rms_norm_backward", lib=_library)
 def _(grad, x, weight, rstd, style, backend):  # type: ignore[no-untyped-def]
-    return _like(x)
+    return x.new_empty(x.shape)
 
 
 @torch.library.register_fake("slamkern::quantize_rows", lib=_library)
 def _(x, multiplier, backend):  # type: ignore[no-untyped-def]
     values = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     return values, torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-
-
-def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)

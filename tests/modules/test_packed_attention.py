@@ -1,24 +1,18 @@
 """Packed attention against the model's own attention, one sequence at a time."""
 
-import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import AutoModelForCausalLM
+from support.packed_models import LLAMA, build, examples
 
-from slamkern.data.packing import IGNORE, Example, collate
+from slamkern.data.packing import IGNORE, collate
 from slamkern.errors import SlamkernError
-from slamkern.modules import varlen_attention
 from slamkern.modules.packed_attention import attends_packed, packed_attention, supports_packing
 from slamkern.modules.varlen_attention import packed_attention_forward
 
-LLAMA = dict(
-    vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
 WINDOW = LLAMA | {"sliding_window": 6}  # shorter than the longest sequence, so that it matters
 PLAIN = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
 EXACT = {
@@ -52,23 +46,6 @@ REFUSED = {
     ),
     "Lfm2": (LLAMA | {"layer_types": ["conv", "full_attention", "conv"]}, "sees the one before it"),
 }
-
-
-def build(family: str, arguments: dict) -> torch.nn.Module:
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**arguments)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():  # wide weights: at the usual 0.02 attention is nearly uniform and hides mistakes
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(std=0.15)
-    return model
-
-
-def examples(lengths=(5, 17, 1, 9, 30), seed=1) -> list[Example]:
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randint(3, 97, (length,), generator=generator).tolist() for length in lengths]
-    return [Example(tuple(ids), (*[IGNORE] * min(2, len(ids)), *ids[2:])) for index, ids in enumerate(drawn)]
 
 
 def loss_and_gradients(model, logits, labels):
@@ -178,58 +155,6 @@ def test_batches_of_transformers_own_collator(borders):
     assert output.loss == ours.loss
 
 
-def test_borders_are_read_again_where_position_ids_changed():
-    positions = torch.tensor([[0, 1, 2, 0, 1]])
-    assert varlen_attention._borders(positions, 5)[0].tolist() == [0, 3, 5]
-    positions[0] = torch.tensor([0, 1, 0, 1, 2])
-    borders, longest = varlen_attention._borders(positions, 5)
-    assert borders.tolist() == [0, 2, 5] and longest == 3
-
-
-def test_a_window_longer_than_the_check_must_still_be_asked_for(monkeypatch):
-    """What reaches a mask alone would be lost: the same model with and without its window in the call."""
-    model = build("Mistral", LLAMA | {"sliding_window": 96})
-    assert supports_packing(model) is None
-    forward = transformers.models.mistral.modeling_mistral.MistralAttention.forward
-    monkeypatch.setattr(transformers.models.mistral.modeling_mistral.MistralAttention, "forward", forgetful(forward))
-    assert "window or chunk of 96 tokens" in supports_packing(build("Mistral", LLAMA | {"sliding_window": 96}))
-    assert supports_packing(build("Mistral", LLAMA | {"sliding_window": None})) is None
-
-
-def forgetful(forward):
-    def without_window(self, *args, **kwargs):
-        config, self.config = self.config, copy.copy(self.config)
-        self.config.sliding_window = None
-        try:
-            return forward(self, *args, **kwargs)
-        finally:
-            self.config = config
-
-    return without_window
-
-
-def test_a_leak_of_one_token_past_attention_is_found():
-    model = build("Llama", LLAMA)
-    norm = model.model.layers[1].post_attention_layernorm
-    norm.register_forward_hook(lambda module, args, output: output + 0.01 * output.roll(1, dims=1))
-    assert "sees the one before it" in supports_packing(model)
-
-
-def test_the_check_runs_once_and_leaves_no_trace():
-    model = build("Llama", LLAMA | {"attention_dropout": 0.5}).train()
-    model.model.layers[1].eval()
-    forwards = []
-    model.model.register_forward_hook(lambda *_: forwards.append(1))
-    state, keys = torch.get_rng_state(), model.state_dict().keys()
-    assert supports_packing(model) is None and supports_packing(copy.deepcopy(model)) is None
-    count = len(forwards)
-    with packed_attention(model):
-        assert len(forwards) == count <= 7
-    assert torch.equal(torch.get_rng_state(), state) and model.state_dict().keys() == keys
-    assert model.training and model.model.layers[0].training and not model.model.layers[1].training
-    assert model.config._attn_implementation == "eager"
-
-
 def test_what_packed_attention_does_not_do_is_an_error():
     model = build("Llama", LLAMA)
     batch = collate(examples())
@@ -251,75 +176,3 @@ def test_what_packed_attention_does_not_do_is_an_error():
         packed_attention_forward(module, query, query, query, None, position_bias=torch.zeros(1), **borders)
     with pytest.raises(SlamkernError, match="not causal"):
         packed_attention_forward(SimpleNamespace(is_causal=False), query, query, query, None, **borders)
-
-
-def oracle(query, key, value, borders, scaling, window):
-    """(1, H, T, D) and twice (1, KV, T, D) -> (T, H, D) in float64, with one masked score matrix."""
-    groups = query.shape[1] // key.shape[1]
-    wide = (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))
-    q, k, v = (tensor[0].double() for tensor in wide)  # (H, T, D)
-    index = torch.arange(q.shape[1], device=q.device)
-    sequence = torch.bucketize(index, borders[1:].to(q.device), right=True)
-    distance = index[:, None] - index[None]
-    visible = (sequence[:, None] == sequence[None]) & (distance >= 0)
-    if window is not None:
-        visible &= distance < window
-    scores = (q @ k.transpose(1, 2) * scaling).masked_fill(~visible, -torch.inf)
-    return (scores.softmax(-1) @ v).transpose(0, 1)
-
-
-@pytest.mark.parametrize(
-    ("options", "window"),
-    [
-        ({"scale", "window_size", "enable_gqa"}, None),
-        ({"scale", "window_size", "enable_gqa"}, 5),
-        ({"scale", "window_size"}, 5),
-        ({"scale", "is_causal"}, None),
-    ],
-)
-def test_the_flash_kernel_is_asked_for_the_same_attention(monkeypatch, options, window):
-    """The kernel exists on CUDA only: here a stand-in with its signature checks what it is asked for."""
-
-    def stand_in(query, key, value, cu_q, cu_k, max_q, max_k, **keywords):
-        assert keywords.keys() <= options and max_q == max_k == 11
-        assert keywords.get("enable_gqa") or query.shape[1] == key.shape[1]
-        left, right = keywords.get("window_size", (-1, 0))
-        assert right == 0 and ("window_size" in options or keywords["is_causal"])
-        wide = [tensor.transpose(0, 1)[None] for tensor in (query, key, value)]
-        return oracle(*wide, cu_q, keywords["scale"], None if left == -1 else left + 1).float()
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
-    monkeypatch.setattr(varlen_attention, "_varlen_options", lambda: frozenset(options))
-    torch.manual_seed(0)
-    query, key, value = torch.randn(1, 4, 20, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8)
-    borders = torch.tensor([0, 9, 20], dtype=torch.int32)
-    module = SimpleNamespace(is_causal=True)
-    one_by_one, _ = packed_attention_forward(
-        module, query, key, value, None, scaling=0.3, cu_seq_lens_q=borders, max_length_q=11, sliding_window=window
-    )
-    flash = varlen_attention._flash(query, key, value, borders, 11, 0.3, window)
-    torch.testing.assert_close(flash, one_by_one, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(one_by_one[0], oracle(query, key, value, borders, 0.3, window).float())
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("window", [None, 100])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_on_cuda_values_and_gradients_are_those_of_float64(dtype, window):
-    torch.manual_seed(0)
-    borders = torch.tensor([0, 190, 191, 513, 900], dtype=torch.int32, device="cuda")
-    query, key, value = (
-        torch.randn(1, heads, 900, 64, device="cuda", dtype=dtype, requires_grad=True) for heads in (9, 3, 3)
-    )
-    module = SimpleNamespace(is_causal=True)
-    output, _ = packed_attention_forward(
-        module, query, key, value, None, cu_seq_lens_q=borders, max_length_q=387, sliding_window=window
-    )
-    expected = oracle(query, key, value, borders, 64**-0.5, window)
-    upstream = torch.randn_like(expected)
-    gradients = torch.autograd.grad(output[0], (query, key, value), upstream.to(dtype))
-    expected_gradients = torch.autograd.grad(expected, (query, key, value), upstream)
-    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    for mine, theirs in zip((output[0], *gradients), (expected, *expected_gradients), strict=True):
-        assert (mine.double() - theirs.double()).norm() <= tolerance * theirs.double().norm()
