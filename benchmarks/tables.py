@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks import alignment_table
+from benchmarks import alignment_table, bakeoff
 from benchmarks.providers import PROVIDERS
 from benchmarks.results import Row
 from benchmarks.stage import cell
@@ -87,10 +87,17 @@ def _alignment(rows: Sequence[Row]) -> str:
     return markdown(names, ([line.get(name) for name in names] for line in flat))
 
 
+def _bakeoff(rows: Sequence[Row]) -> str:
+    """One line a cell and seed."""
+    names = bakeoff.columns(rows)
+    return markdown(names, ([row["flat"].get(name) for name in names] for row in rows))
+
+
 # name -> (stage, what makes a table of its rows)
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyType(
     {
         "alignment": ("alignment", _alignment),
+        "bakeoff": ("bakeoff", _bakeoff),
         "kernels": ("kernels", lambda rows: _kernels(rows, "Llama-2-7B")),
         "kernels-small": ("kernels", lambda rows: _kernels(rows, "SmolLM2-135M")),
         "ceilings": (

@@ -24,13 +24,15 @@ _MEANT = {
     "lora": {"rank"},
     "ffn": {"layers", "projections", "neurons"},
     "attention": {"layers"},
+    "scaled": {"of", "scale"},
 }
 
 
 class Cell(Section):
     """One choice of what to train.
 
-    train: full; lora (every linear map of the layers, alpha = 2 rank, no dropout); ffn; attention; none.
+    train: full; lora (every linear map of the layers, alpha = 2 rank, no dropout); ffn; attention; none;
+    scaled: what the cell ``of`` trained, its change times ``scale``.
     layers: ``all``, ``list:0,3``, or ``RULE:K`` or ``RULE:K:REGION``: lowest, highest, ends, middle, random (by the
     cell's seed), a score of ``selection.scores``, weight_snr or gradient_norm; the region is ``all`` unless named.
     neurons: this share of the neurons of each layer, those that are most specific to a language by LAPE.
@@ -41,7 +43,7 @@ class Cell(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=60)]
     why: str = ""
-    train: Literal["none", "full", "lora", "ffn", "attention"] = "ffn"
+    train: Literal["none", "full", "lora", "ffn", "attention", "scaled"] = "ffn"
     layers: str = "all"
     projections: Projections = ("up", "down")
     neurons: Annotated[float | None, Field(gt=0, le=1)] = None
@@ -49,14 +51,18 @@ class Cell(Section):
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     align: dict[str, Any] = Field(default_factory=dict)
     reply_start: str = ""
+    of: str = ""
+    scale: float = 1.0
     seeds: Annotated[tuple[Seed, ...] | None, Field(min_length=1)] = None
 
     @model_validator(mode="after")
     def _meant(self) -> "Cell":
-        trained = {"learning_rate", "align", "seeds"} if self.train != "none" else set()
+        trained = set() if self.train in ("none", "scaled") else {"learning_rate", "align", "seeds"}
         known = _MEANT[self.train] | trained | {"name", "why", "train"}
         if unmeant := sorted(self.model_fields_set - known):
             raise ValueError(f"{unmeant[0]} has no meaning for a cell with train: {self.train}")
+        if self.train == "scaled" and not self.of:
+            raise ValueError("a cell with train: scaled needs of, the name of the cell that is trained")
         return self
 
 
@@ -82,6 +88,9 @@ class BakeoffSection(Section):
         names = [cell.name for cell in self.cells]
         if twice := next((name for name in names if names.count(name) > 1 or name == BASE), None):
             raise ValueError(f"{twice!r} is the untouched model" if twice == BASE else f"two cells are called {twice}")
+        trained = {cell.name for cell in self.cells if cell.train not in ("none", "scaled")}
+        if wrong := next((cell for cell in self.cells if cell.of and cell.of not in trained), None):
+            raise ValueError(f"cell {wrong.name} is of {wrong.of!r}, which is no cell that is trained")
         return self
 
 
@@ -96,11 +105,16 @@ class Bakeoff(Section):
         """By name, ``base`` first."""
         return {cell.name: cell for cell in (Cell(name=BASE, train="none"), *self.bakeoff.cells)}
 
+    def trained(self, cell: Cell) -> Cell:
+        """The cell whose training this one stands on."""
+        return self.cells[cell.of] if cell.of else cell
+
     def seeds_of(self, cell: Cell, *, final: bool = False) -> tuple[int, ...]:
         """Of the screen or of the final; what trains nothing has one, always the same."""
         section = self.bakeoff
         if cell.train == "none":
             return (0,)
+        cell = self.trained(cell)
         return section.final.seeds if final and section.final is not None else cell.seeds or section.seeds
 
     def of(self, cell: Cell, seed: int, *, final: bool = False) -> RunConfig:

@@ -15,13 +15,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from slamkern.bakeoff.config import BASE, Bakeoff, Cell
-from slamkern.bakeoff.layers import check_layers_of, needed_files
+from slamkern.bakeoff.layers import GRADIENT_NORM, check_layers_of, needed_files
 from slamkern.bakeoff.page import write_page
 from slamkern.bakeoff.rows import finalists, read_rows
 from slamkern.bakeoff.table import write_table
@@ -54,25 +56,29 @@ class Task:
 
 def tasks_of(bakeoff: Bakeoff, folder: Path) -> list[Task]:
     """Everything there is to do as far as it is known, in order; the final only when the screen is done."""
-    prepared = {REPLIES: Task(REPLIES, (REPLIES,), folder / REPLIES)}
-    for name in (name for cell in bakeoff.cells.values() for name in needed_files(cell)):
-        after = (folder / REPLIES,) if name == "gradient_norm.json" else ()
-        prepared.setdefault(name, Task(name, (name,), folder / name, after))
+    tasks = {REPLIES: Task(REPLIES, (REPLIES,), folder / REPLIES)}
 
-    def task(cell: Cell, seed: int, name: str) -> Task:
-        needs = tuple(folder / needed for needed in (REPLIES, *needed_files(cell)))
+    def add(cell: Cell, seed: int, name: str) -> None:
+        needed = needed_files(bakeoff.trained(cell))
+        for file in needed:  # measured when the first cell needs it
+            first = (folder / REPLIES,) if file == GRADIENT_NORM else ()
+            tasks.setdefault(file, Task(file, (file,), folder / file, first))
+        after = [folder / file for file in (REPLIES, *needed)]
+        if source := tasks.get(f"{cell.of}-{seed}-{name}"):  # two processes may not train the same
+            after.append(source.file)
         arguments = (cell.name, "--seed", str(seed), *(("--final",) if name == "final" else ()))
-        file = folder / "cells" / cell.name / f"seed-{seed}" / f"{name}.json"
-        return Task(f"{cell.name}-{seed}-{name}", arguments, file, needs)
+        path = folder / "cells" / cell.name / f"seed-{seed}" / f"{name}.json"
+        task = Task(f"{cell.name}-{seed}-{name}", arguments, path, tuple(after))
+        tasks[task.name] = task
 
-    section = bakeoff.bakeoff
-    screen = [task(cell, seed, "screen") for cell in bakeoff.cells.values() for seed in bakeoff.seeds_of(cell)]
-    tasks = [*prepared.values(), *screen]
-    if section.final is not None and all(entry.file.exists() for entry in screen):
+    for cell in bakeoff.cells.values():
+        for seed in bakeoff.seeds_of(cell):
+            add(cell, seed, "screen")
+    if bakeoff.bakeoff.final is not None and all(task.file.exists() for task in tasks.values()):
         for name in (BASE, *finalists(bakeoff, folder)):
-            cell = bakeoff.cells[name]
-            tasks += [task(cell, seed, "final") for seed in bakeoff.seeds_of(cell, final=True)]
-    return tasks
+            for seed in bakeoff.seeds_of(bakeoff.cells[name], final=True):
+                add(bakeoff.cells[name], seed, "final")
+    return list(tasks.values())
 
 
 def run(
@@ -95,9 +101,25 @@ def run(
     for spec in (bakeoff.run.train.prompt, bakeoff.run.evaluate.prompt):
         check_prompt(spec)
     bakeoff.run.evaluate.load()
-    with RunFolder(out, KIND, record=RECORD, results=["cells", REPLIES]) as folder:
+    with _stopped_by_signals(), RunFolder(out, KIND, record=RECORD, results=["cells", REPLIES]) as folder:
         _claim(folder, bakeoff)
         return _work(bakeoff, out, lanes, threads or max(1, (os.cpu_count() or 1) // lanes), pause, say)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does (statuses 143 and 129): its processes are to end too."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [signal.SIGTERM, signal.SIGHUP] if threading.current_thread() is threading.main_thread() else []
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _claim(folder: RunFolder, bakeoff: Bakeoff) -> None:
@@ -147,8 +169,8 @@ def _work(
                     written = time.monotonic()
             following = _next(tasks_of(bakeoff, out), running, failed) if len(running) < lanes and not paused else None
             if following is not None:
+                running.append(following)  # before it begins: a signal may come at any time
                 _start(following, out, threads)
-                running.append(following)
                 tell(following, "started")
             elif running or paused:
                 time.sleep(0.2)

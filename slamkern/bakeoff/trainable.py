@@ -70,6 +70,18 @@ def fold_adapters(model: nn.Module) -> None:
 
 
 @torch.no_grad()
+def scale_change(base: nn.Module, trained: nn.Module, scale: float) -> nn.Module:
+    """``base`` with the weights ``W0 + scale * (W - W0)``."""
+    state = trained.state_dict()
+    seen: set[int] = set()
+    for name, weight in base.state_dict().items():
+        if weight.is_floating_point() and weight.data_ptr() not in seen and not torch.equal(weight, state[name]):
+            seen.add(weight.data_ptr())  # a tied weight changes once
+            weight.copy_(weight.double() + scale * (state[name].double() - weight.double()))
+    return base
+
+
+@torch.no_grad()
 def weight_distance(base: nn.Module, trained: nn.Module) -> dict[str, Any]:
     """How far training moved: ``|W - W0| / |W0|`` (Frobenius) over the weights that changed, and over all of them."""
     moved = changed = total = 0.0

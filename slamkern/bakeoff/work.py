@@ -15,7 +15,7 @@ from typing import Any
 
 from slamkern.bakeoff.config import Bakeoff, Cell, build_bakeoff
 from slamkern.bakeoff.layers import GRADIENT_NORM, STATS, WEIGHT_SNR, choose
-from slamkern.bakeoff.trainable import fold_adapters, make_trainable, weight_distance
+from slamkern.bakeoff.trainable import fold_adapters, make_trainable, scale_change, weight_distance
 from slamkern.data.alignment import english_questions
 from slamkern.data.pairs import Pair
 from slamkern.errors import SlamkernError
@@ -88,9 +88,17 @@ def run_cell(work: Work, cell: Cell, seed: int, *, final: bool) -> None:
     """Train a cell, or take up its training, and measure it: held-out losses, and answers where there is a task."""
     config = work.bakeoff.of(cell, seed, final=final)
     folder = work.folder / "cells" / cell.name / f"seed-{seed}"
-    examples = stages.training_examples(config, work.aligned, work.replies) if cell.train != "none" else []
     model, tokenizer = work.load()
-    facts = learn(work, cell, seed, model, tokenizer, examples, config.train) if examples else {}
+    facts: dict[str, Any] = {}
+    if cell.train != "none":
+        source = work.bakeoff.trained(cell)
+        recipe = work.bakeoff.of(source, seed)
+        examples = stages.training_examples(recipe, work.aligned, work.replies)
+        facts = learn(work, source, seed, model, tokenizer, examples, recipe.train)
+    if cell.train == "scaled":
+        base, _ = work.load()
+        model = scale_change(base, model, cell.scale)
+        facts["distance"] = weight_distance(work.load()[0], model)
     model.name_or_path = f"{model.name_or_path} + {cell.name}"
     name = "final" if final else "screen"
     started = time.process_time()

@@ -46,7 +46,7 @@ def before_after(metrics: Mapping[str, Any]) -> None:
         f"{before['english_loss']:.3f} -> {after['english_loss']:.3f}",
         soft_wrap=True,
     )  # fmt: skip
-    if "reply_loss" in before:
+    if before.get("reply_loss"):
         parts = [f"{code} {loss:.3f} -> {after['reply_loss'][code]:.3f}" for code, loss in before["reply_loss"].items()]
         console.print(f"loss of the model's own English replies: {', '.join(parts)}", soft_wrap=True)
     if new_scores:

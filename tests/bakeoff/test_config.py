@@ -15,6 +15,7 @@ from slamkern.files import write_checked
         ([{"name": "a", "train": "full", "layers": "all"}], "layers has no meaning for a cell with train: full"),
         ([{"name": "a", "train": "none", "learning_rate": 1.0}], "learning_rate has no meaning"),
         ([{"name": "a"}, {"name": "a"}], "two cells are called a"),
+        ([{"name": "a", "train": "scaled", "of": "b"}], "cell a is of 'b', which is no cell that is trained"),
         ([{"name": "base"}], "'base' is the untouched model"),
         ([{"name": "A b"}], "bakeoff.cells.0.name: String should match pattern"),
         ([{"name": "a", "align": {"target": "answer"}}], "target"),

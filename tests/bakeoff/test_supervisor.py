@@ -12,6 +12,8 @@ import time
 import pytest
 from support.tiny_bakeoff import in_one_process, tiny_bakeoff
 
+from benchmarks import bakeoff as bakeoff_results
+from benchmarks import results, tables
 from slamkern.bakeoff import rows as measured
 from slamkern.bakeoff import supervisor, table
 from slamkern.errors import SlamkernError
@@ -26,6 +28,7 @@ CELLS = [
     {"name": "rate", "layers": "rate_msd:1"},
     {"name": "neurons", "neurons": 0.1},
     {"name": "translation", "layers": "lowest:1", "align": {"target": "translation"}},
+    {"name": "half", "train": "scaled", "of": "low", "scale": 0.5},
     {"name": "english-start", "train": "none", "reply_start": "So"},
 ]
 
@@ -44,6 +47,7 @@ def test_every_kind_of_cell_comes_into_one_table(tmp_path, monkeypatch):
     assert trained == {
         "full": screen["full"]["training"]["total_parameters"], "low": 2 * up, "attention": attention, "snr": up,
         "gradient": 2 * up, "rate": 2 * up, "neurons": 2 * 2 * 6 * 32, "translation": 2 * up,
+        "half": 2 * up,
         "lora": 2 * 2 * (3 * (32 + 64) + 2 * (32 + 32) + 2 * (32 + 16)),
     }  # fmt: skip
     base = screen["base"]["losses"]
@@ -52,7 +56,8 @@ def test_every_kind_of_cell_comes_into_one_table(tmp_path, monkeypatch):
         assert 0 < distance["relative_to_model"] <= distance["relative"] < 1
         if name != "translation":
             assert losses["reply"]["de"] < base["reply"]["de"], name
-    assert screen["low"]["training"]["distance"]["tensors"] == 2
+    low, half = (screen[name]["training"]["distance"] for name in ("low", "half"))
+    assert low["tensors"] == half["tensors"] == 2 and half["relative"] == pytest.approx(low["relative"] / 2)
     assert screen["english-start"]["losses"] == base and not screen["english-start"]["training"]
     answers = screen["low"]["answers"]
     assert answers["languages"]["en"]["n"] == 2 and set(answers["responses"]) == {"en", "de"}
@@ -89,6 +94,9 @@ def test_a_screen_without_questions_is_ranked_by_replies(tmp_path, monkeypatch):
     assert rows["low"]["accuracy"] is None
     best = min(("low", "up"), key=lambda name: rows[name]["reply loss"])
     assert measured.finalists(bakeoff, tmp_path / "out") == [best]
+    assert bakeoff_results.main([str(tmp_path / "out"), "--name", "tiny", "--results", str(tmp_path)]) == 0
+    lines = tables.table("bakeoff", results.read_files(tmp_path))
+    assert "| screen | low | 0 | 10.8 |" in lines and "accuracy" not in lines
 
 
 def test_what_fails_is_said_with_its_last_words_and_stops_nothing_else(tmp_path, monkeypatch):
@@ -134,3 +142,19 @@ def test_while_the_pause_file_exists_processes_are_stopped(tmp_path, monkeypatch
     pause.unlink()
     thread.join(timeout=30)
     assert not thread.is_alive() and (tmp_path / "out/one").exists()
+
+
+def test_a_signal_stops_the_processes_too(tmp_path, monkeypatch):
+    bakeoff = tiny_bakeoff(tmp_path, [{"name": "low", "layers": "lowest:1"}])
+    started = []
+
+    def start(task, out, threads):
+        task.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+        started.append(task.process)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(supervisor, "_start", start)
+    with pytest.raises(SystemExit) as stopped:
+        supervisor.run(bakeoff, tmp_path / "out", say=lambda _: None)
+    assert stopped.value.code == 143
+    assert started[0].wait(timeout=30) == -signal.SIGTERM

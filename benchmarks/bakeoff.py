@@ -1,0 +1,56 @@
+"""A bake-off's table among the results: ``python -m benchmarks.bakeoff FOLDER --name qwen2.5-coder-0.5b``.
+
+FOLDER is what ``slamkern bakeoff --out`` wrote, finished or not; ``configs/`` holds the configurations.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import results
+from slamkern.bakeoff.rows import read_rows
+from slamkern.bakeoff.table import flat
+from slamkern.bakeoff.work import read_bakeoff
+from slamkern.files import write_json
+
+# Of the table in README; the result file holds all columns, and every row whole.
+SHOWN = (
+    "round", "cell", "seed", "parameters %", "learning rate", "tokens", "reply loss", "reply loss, English",
+    "translation loss", "English loss", "accuracy", "gain low", "gain high", "English", "in English %", "distance",
+    "processor seconds", "peak GB",
+)  # fmt: skip
+
+
+def columns(rows: Sequence[results.Row]) -> list[str]:
+    """Of ``SHOWN``, those that some row has a value for."""
+    return [name for name in SHOWN if any(row["flat"].get(name) is not None for row in rows)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bakeoff", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--name", required=True, help="of the result file: bakeoff-NAME.json")
+    parser.add_argument("--results", type=Path, default=results.FOLDER, help="folder of the result files")
+    options = parser.parse_args(argv)
+    bakeoff = read_bakeoff(options.folder)
+    run = bakeoff.run
+    rows = read_rows(bakeoff, options.folder)
+    stage = {
+        "environment": results.environment(torch.device("cpu")),
+        "command": "slamkern bakeoff --config FILE --out FOLDER",
+        "study": {
+            "model": Path(run.model.name).name, "dtype": run.model.dtype, "align": run.align.model_dump(mode="json"),
+            "held_out": run.data.held_out, "cells": {cell.name: cell.why for cell in bakeoff.bakeoff.cells},
+        },
+        "rows": [{**row, "flat": flat(row)} for row in rows],
+    }  # fmt: skip
+    path = options.results / f"bakeoff-{options.name}.json"
+    write_json(path, {"device": results.device_name(torch.device("cpu")), "stages": {"bakeoff": stage}})
+    print(f"{path}: {len(rows)} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
