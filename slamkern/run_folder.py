@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
@@ -30,39 +30,22 @@ LOCK = ".lock"
 _OURS = ("slamkern_version", "kind", "settings")
 
 
-class RunFolder:
+class HeldFolder:
     """Context manager: from entering to leaving, no other process works in the folder.
 
-    kind: "pipeline", "training" or "evaluation". record: the name of its record. results: globs of the files that say
-    that work has begun. inside: folders in it that have no record of their own. ``settings`` are those of the record
-    found, and those claimed afterwards; ``notes`` are the other values of the record. A folder in which nothing was
-    written is removed at the end if it was not there before.
+    A folder in which nothing was written is removed at the end if it was not there before.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        kind: str,
-        *,
-        record: str = "run.json",
-        results: Sequence[str] = ("*",),
-        inside: Sequence[str] = (),
-    ):
-        self.path, self.kind = Path(path), kind
-        self.record = self.path / record
-        self.settings: dict[str, Any] = {}
-        self.notes: dict[str, Any] = {}
-        self._results = results
-        self._folders = [self.path, *(self.path / name for name in inside)]
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
         self._lock = FileLock(self.path / LOCK, timeout=0)
         self._new = False
 
-    def __enter__(self) -> "RunFolder":
-        self.settings, self.notes = distributed.on_main(self._open)
+    def __enter__(self) -> Self:
+        distributed.on_main(self._take)
         return self
 
-    def _open(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Take the lock and read the record: (settings, notes)."""
+    def _take(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise SlamkernError(f"{self.path} is a file; choose a folder for the output")
         self._new = not self.path.exists()
@@ -75,11 +58,6 @@ class RunFolder:
                 f"{self.path} is in use by {owner}; wait until it is done or choose another folder"
             ) from None
         (self.path / LOCK).write_text(_process(), encoding="utf-8")
-        try:
-            return read_record(self.record, self.kind) if self.record.is_file() else ({}, {})
-        except BaseException:
-            self.__exit__()
-            raise
 
     def __exit__(self, *_: object) -> None:
         if not distributed.is_main():
@@ -89,6 +67,45 @@ class RunFolder:
         self._lock.release()
         if self._new and not any(self.path.iterdir()):
             self.path.rmdir()
+
+
+class RunFolder(HeldFolder):
+    """A held folder with a record of what it was made with.
+
+    kind: "pipeline", "training" or "evaluation". record: the name of its record. results: globs of the files that say
+    that work has begun. inside: folders in it that have no record of their own. ``settings`` are those of the record
+    found, and those claimed afterwards; ``notes`` are the other values of the record.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        kind: str,
+        *,
+        record: str = "run.json",
+        results: Sequence[str] = ("*",),
+        inside: Sequence[str] = (),
+    ):
+        super().__init__(path)
+        self.kind = kind
+        self.record = self.path / record
+        self.settings: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {}
+        self._results = results
+        self._folders = [self.path, *(self.path / name for name in inside)]
+
+    def __enter__(self) -> Self:
+        self.settings, self.notes = distributed.on_main(self._open)
+        return self
+
+    def _open(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Take the lock and read the record: (settings, notes)."""
+        self._take()
+        try:
+            return read_record(self.record, self.kind) if self.record.is_file() else ({}, {})
+        except BaseException:
+            self.__exit__()
+            raise
 
     @property
     def began(self) -> bool:

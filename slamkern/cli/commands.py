@@ -44,6 +44,7 @@ from slamkern.cli.pipeline import demo, run
 from slamkern.cli.results import env, export, report, score, verify
 from slamkern.cli.unfrozen import unfrozen
 from slamkern.errors import SlamkernError
+from slamkern.run_folder import HeldFolder
 from slamkern.version import __version__
 
 app = typer.Typer(
@@ -102,9 +103,10 @@ def probe(
         plan.probe(texts)
         print_plan(plan.lines)
         return
-    loaded, tokenizer = load(settings)
-    stats = probe_model(settings, loaded, tokenizer, pairs, progress=True)
-    distributed.on_main(lambda: stats.save(out / "stats.safetensors"))
+    with HeldFolder(out):
+        loaded, tokenizer = load(settings)
+        stats = probe_model(settings, loaded, tokenizer, pairs, progress=True)
+        distributed.on_main(lambda: stats.save(out / "stats.safetensors"))
     tokens = ", ".join(f"{code} {int(count):,}" for code, count in zip(stats.languages, stats.count, strict=True))
     say(f"{out / 'stats.safetensors'}: {stats.num_layers} layers, tokens: {tokens}")
 

@@ -19,8 +19,8 @@ def positions(batch, packing):
     return sum(lengths) if packing else len(lengths) * max(lengths)
 
 
-@pytest.fixture
-def small_memory(monkeypatch):
+@pytest.fixture(params=[torch.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=["GPU", "host"])
+def small_memory(monkeypatch, request):
     """Micro-batches of more than 100 positions fail, in the backward."""
     computed = []
 
@@ -28,7 +28,7 @@ def small_memory(monkeypatch):
         loss = original(model, head, batch, packing)
         if positions(batch, packing) > 100:
             loss.backward()  # gradients of a part that did not fit must not stay
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise request.param
         computed.append(positions(batch, packing))
         return loss
 
