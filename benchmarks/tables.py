@@ -93,6 +93,35 @@ def _bakeoff(rows: Sequence[Row]) -> str:
     return markdown(names, ([row["flat"].get(name) for name in names] for row in rows))
 
 
+def _families(rows: Sequence[Row]) -> str:
+    """Model types with the same outcome share a line; differences are the largest among them."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        packed = row.get("packed")
+        fused = "" if not row.get("fused") else "all" if not row["left"] else "some"
+        key = (
+            row.get("ffn") or "",
+            row.get("activation") or "",
+            fused,
+            "exact" if isinstance(packed, float) else packed or "",
+            row.get("absent") or "; ".join(filter(None, (row.get("left"), row.get("failed"), row.get("selection")))),
+        )
+        groups.setdefault(key, []).append(row)
+    lines = []
+    for (ffn, activation, fused, packed, left), same in groups.items():
+        worst = [
+            max((row[key] for row in same if isinstance(row.get(key), float)), default=None)
+            for key in ("logits", "gradients", "packed")
+        ]
+        names = " ".join(row["family"] for row in same)
+        where = "not run" if "absent" in same[0] else fused or "none"
+        cells = [names, ffn, activation, where, *(None if x is None else f"{x:.0e}" for x in worst)]
+        lines.append([*cells, "; ".join(filter(None, (left, packed if packed != "exact" else "")))])
+    header = ("architectures", "FFN", "activation", "fused", "logits", "gradients", "packed", "left alone, or why not")
+    order = ["all", "some", "none", "not run"]
+    return markdown(header, sorted(lines, key=lambda line: (order.index(str(line[3])), line[1:3])))
+
+
 # name -> (stage, what makes a table of its rows)
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyType(
     {
@@ -144,6 +173,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
                 ("texts that differ", "differ"),
             ),
         ),
+        "families": ("families", _families),
         "goals": ("goals", _goals),
         "fp8": ("fp8", _fp8),
         "scaling": (
@@ -190,7 +220,9 @@ def table(name: str, files: Sequence[File]) -> str:
         if measured is None or not measured["rows"]:
             continue
         env = measured["environment"]
-        versions = ", ".join(f"{package} {env[package]}" for package in ("torch", "triton") if env.get(package))
+        versions = ", ".join(
+            f"{package} {env[package]}" for package in ("torch", "triton", "transformers") if env.get(package)
+        )
         where = f"{content['device']}; {versions}; commit {env['commit']}, {env['date'][:10]}"
         parts.append(f"*{where}* (`{measured['command']}`)\n\n{make(measured['rows'])}")
     command = "train --scaling only" if stage == "scaling" else stage

@@ -38,7 +38,7 @@ class FFN:
     gate: str | None
     up: str
     down: str
-    act: str
+    act: str | None  # None where the forward calls a function
     activation: str
     neurons: int
     gate_first: bool = True  # "gate_up": gate is the first half
@@ -85,8 +85,14 @@ class Fused(Extended):
 
     def _hidden(self, gate: Tensor, up: Tensor) -> Tensor:
         ffn = self.slamkern_ffn
-        act: Any = getattr(self, ffn.act)
-        return ffn.combine(gate, up) if is_untouched(act) else ffn.multiply(act(gate), up)
+        act = self._changed_activation()
+        return ffn.combine(gate, up) if act is None else ffn.multiply(act(gate), up)
+
+    def _changed_activation(self) -> Any:
+        """The activation module where calling it does more than the activation, otherwise None."""
+        name = self.slamkern_ffn.act
+        act: Any = None if name is None else getattr(self, name)
+        return None if act is None or is_untouched(act) else act
 
     def _runs_unfused(self) -> bool:
         """Whether the module's own forward has to run: in a transform that cannot see through ours."""
@@ -135,7 +141,7 @@ class FusedGated(Fused):
             and is_plain(gate)
             and is_plain(up)
             and is_plain(down)
-            and is_untouched(getattr(self, ffn.act))
+            and self._changed_activation() is None
         )
         if not whole:
             if trained is not None and torch.is_grad_enabled():

@@ -4,7 +4,8 @@ Each candidate (a module that has an activation and at least two projections as 
 compared with the three shapes that ffn.py can fuse (ffn_shape.py); a module of another shape is left alone.
 """
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -23,8 +24,8 @@ def find_ffns(model: nn.Module, *, shared_experts: bool = False) -> list[Match[F
     shared_experts: take an FFN that runs beside routed experts for the FFN of its layer.
     """
     prefix, decoder = decoder_of(model)
-    modules = dict(decoder.named_modules())
-    matches = []
+    modules = dict(_outside_mixers(decoder))
+    matches: list[Match[FFN]] = []
     for relative, module in modules.items():
         if isinstance(module, Fused):
             block = relative if module.slamkern_ffn.kind != "plain" else relative.rpartition(".")[0]
@@ -32,10 +33,9 @@ def find_ffns(model: nn.Module, *, shared_experts: bool = False) -> list[Match[F
             matches.append(Match(block, modules[block], module, module.slamkern_ffn, reason))
         elif _has_experts(module):
             matches.append(Match(relative, module, module, None, "mixture of experts: tokens reach different experts"))
-        elif _hides_its_activation(relative, module):
-            reason = f"{type(module).__name__} has no activation module that could be read"
-            matches.append(Match(relative, module, module, None, reason))
-        elif _is_candidate(module) and not _is_around_another(module):
+        elif _is_candidate(module) or _hides_its_activation(relative, module):
+            if _is_around_another(module):
+                continue
             match = _examine(relative, module, prefix)
             parent = modules[relative.rpartition(".")[0]]
             if match.reason is None and not shared_experts and _routes(parent):
@@ -44,7 +44,26 @@ def find_ffns(model: nn.Module, *, shared_experts: bool = False) -> list[Match[F
                 )
                 match = replace(match, part=None, reason=reason)
             matches.append(match)
+    matches = _of_the_decoder_itself(decoder, matches) or _halves(decoder)
     return [replace(match, path=f"{prefix}.{match.path}".strip(".")) for match in matches]
+
+
+def _of_the_decoder_itself(decoder: nn.Module, matches: list[Match[FFN]]) -> list[Match[FFN]]:
+    """Without those of encoders (of images, of sound) inside the decoder, where it has a list of layers of its own."""
+    lists = tuple(f"{name}." for name, child in decoder.named_children() if isinstance(child, nn.ModuleList))
+    own = [match for match in matches if match.path.startswith(lists)]
+    return own if any(match.reason is None for match in own) else matches
+
+
+def _halves(decoder: nn.Module) -> list[Match[FFN]]:
+    """Modules with an activation and one projection: where there is nothing else, the FFN is spread over several."""
+    matches: list[Match[FFN]] = []
+    for path, module in decoder.named_modules():
+        children = list(module.children())
+        if any(map(is_activation, children)) and sum(map(is_projection, children)) == 1:
+            reason = f"{type(module).__name__} is half an FFN: its other projection is in another module"
+            matches.append(Match(path, module, module, None, reason))
+    return matches
 
 
 def by_layer(matches: Iterable[Match[FFN]]) -> dict[int, Match[FFN]]:
@@ -67,15 +86,34 @@ def by_layer(matches: Iterable[Match[FFN]]) -> dict[int, Match[FFN]]:
 
 def _has_experts(module: nn.Module) -> bool:
     stacked = sum(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
+    if not stacked:  # each stack may be a module, too
+        leaves = [child for child in module.children() if not any(child.children()) and not _convolves(child)]
+        stacked = sum(parameter.dim() == 3 for leaf in leaves for parameter in leaf.parameters())
     return stacked > 1 or (stacked == 1 and any(is_activation(child) for child in module.children()))
 
 
 def _routes(module: nn.Module) -> bool:
-    """Whether a module has routed experts as children: stacked in one of them, or a list of FFNs."""
+    """Whether there are routed experts in a module: stacked in one below it, or a list of FFNs."""
+    inner = [child for _, child in _outside_mixers(module)][1:]
     return any(
-        _has_experts(child) or (isinstance(child, nn.ModuleList) and any(map(_is_candidate, child)))
-        for child in module.children()
+        _has_experts(child) or (isinstance(child, nn.ModuleList) and any(map(_is_candidate, child))) for child in inner
     )
+
+
+def _convolves(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv1d)
+
+
+def _outside_mixers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules by path, ``module`` first, without the mixers of state-space layers: those convolve over tokens."""
+    mixers: tuple[str, ...] = ()
+    for path, child in module.named_modules():
+        if path.startswith(mixers):
+            continue
+        if path and any(map(_convolves, child.children())) and not _is_around_another(child):
+            mixers += (f"{path}.",)
+            continue
+        yield path, child
 
 
 def _is_around_another(module: nn.Module) -> bool:
@@ -123,14 +161,16 @@ def _examine(path: str, module: nn.Module, prefix: str) -> Match[FFN]:
     try:
         graph = trace(module)
     except Exception as error:  # fx raises many types: whatever it cannot follow is not an FFN we know
-        return refused(f"its forward cannot be traced ({type(error).__name__})")
+        return refused(f"{type(module).__name__}.forward cannot be traced ({type(error).__name__})")
     shape = next(shapes(graph, module), None)
+    if shape is None and _hides_its_activation(path, module):
+        return refused(f"{type(module).__name__} has no activation that could be read")
     if shape is None:
         return refused(f"{type(module).__name__}.forward is not a known FFN: {summary(graph)}")
     if ".experts." in f".{path}.":
         return refused("mixture of experts: tokens reach different experts")
-    act = module.get_submodule(shape.act)
-    activation = identify_activation(act)
+    act = module if shape.act is None else module.get_submodule(shape.act)
+    activation = identify_activation(act) if shape.function is None else named_activation(shape.function)
     if activation is None:
         return refused(f"unknown activation {type(act).__name__}; known: {', '.join(ACTIVATIONS)}")
     layers = [int(part) for part in path.split(".") if part.isdigit()]
@@ -138,7 +178,8 @@ def _examine(path: str, module: nn.Module, prefix: str) -> Match[FFN]:
         return refused("its path does not name one layer")
     neurons = _neurons(module.get_submodule(shape.down))
     where = f"{prefix}.{path}".strip(".")
-    ffn = FFN(path=where, layer=layers[0], activation=activation, neurons=neurons, **shape._asdict())
+    fields = {name: value for name, value in shape._asdict().items() if name != "function"}
+    ffn = FFN(path=where, layer=layers[0], activation=activation, neurons=neurons, **fields)
     reasons = (_unusable(name, getattr(module, name).weight) for name in (shape.gate, shape.up, shape.down) if name)
     return Match(path, module, act if shape.kind == "plain" else module, ffn, next(filter(None, reasons), None))
 
@@ -161,9 +202,14 @@ def identify_activation(module: nn.Module) -> str | None:
     """The name in ``ACTIVATIONS`` of what a module computes, or None; decided by its values."""
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return None
+    return named_activation(functools.partial(type(module).forward, module))  # without hooks, which run with the model
+
+
+def named_activation(function: Callable[[torch.Tensor], torch.Tensor]) -> str | None:
+    """The name in ``ACTIVATIONS`` of a function, or None; decided by its values."""
     points = torch.linspace(-30, 30, 6001, dtype=torch.float64)
     with torch.no_grad():
-        values = type(module).forward(module, points)  # without hooks, which run when the model does
+        values = function(points)
     for name in ACTIVATIONS:
         # FastGELU rounds sqrt(2/pi) to ten digits; exact and tanh GELU differ by 5e-4.
         if torch.allclose(values, reference.activate(points, name), rtol=0, atol=1e-7):

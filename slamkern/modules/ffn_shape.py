@@ -4,12 +4,14 @@ Children are leaves of the graph. A multiplier, a clamp, a dropout in the middle
 as an extra node, and no shape matches.
 """
 
+import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from slamkern.modules.match import twin_of
@@ -53,7 +55,11 @@ def _is_identity(node: fx.Node, module: nn.Module) -> bool:
     if node.op == "call_module":
         child = module.get_submodule(str(node.target))
         return isinstance(child, nn.Identity) or (isinstance(child, nn.Dropout) and child.p == 0)
-    return False
+    return node.target is F.dropout and _rate(node) == 0
+
+
+# What a forward may call instead of a module: the activation is read from its values too.
+_FUNCTIONS = (F.silu, F.gelu, F.relu, torch.relu)
 
 
 class Shape(NamedTuple):
@@ -63,9 +69,10 @@ class Shape(NamedTuple):
     gate: str | None
     up: str
     down: str
-    act: str
+    act: str | None
     gate_first: bool = True
     dropout: float = 0.0
+    function: Callable[[torch.Tensor], torch.Tensor] | None = None  # the activation where it is no module
 
 
 def shapes(graph: fx.Graph, module: nn.Module) -> Iterator[Shape]:
@@ -73,15 +80,19 @@ def shapes(graph: fx.Graph, module: nn.Module) -> Iterator[Shape]:
     body: list[Any] = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     whole = len([node for node in graph.nodes if node.op == "placeholder" and node.users]) == 1
     for act in body:
-        if not _calls(act, module, is_activation):
+        called = _calls(act, module, is_activation)
+        if not called and not (act.target in _FUNCTIONS and len(act.args) == 1):
             continue
         source = act.args[0]
         product: Any = next(iter(act.users), None)
         if len(act.users) != 1 or not isinstance(source, fx.Node):
             continue
-        if _calls(source, module, is_projection) and _calls(product, module, is_projection):
+        kept = product
+        while called and _drops(kept, module) and len(kept.users) == 1:  # dropout of the neurons stays where it is
+            kept = next(iter(kept.users))
+        if called and _calls(source, module, is_projection) and _calls(kept, module, is_projection):
             if len(source.users) == 1:
-                yield Shape("plain", None, str(source.target), str(product.target), str(act.target))
+                yield Shape("plain", None, str(source.target), str(kept.target), str(act.target))
         elif whole and product.target in (operator.mul, torch.mul, "mul"):
             yield from _gated(act, product, body, module)
 
@@ -101,10 +112,12 @@ def _gated(act: Any, product: Any, body: list[fx.Node], module: nn.Module) -> It
     if _calls(gate, module, is_projection) and _calls(up, module, is_projection):
         same_input = gate.args == up.args and gate.args[0].op == "placeholder"
         if same_input and len(body) == 5:
-            yield Shape(
-                "gated", str(gate.target), str(up.target), str(down.target), str(act.target), True, dropout or 0.0
-            )
-    elif not dropout and gate.target is operator.getitem and up.target is operator.getitem:
+            names = str(gate.target), str(up.target), str(down.target)
+            shape = Shape("gated", *names, act=str(act.target), dropout=dropout or 0.0)
+            if act.op == "call_function":
+                shape = shape._replace(act=None, function=functools.partial(act.target, **act.kwargs))
+            yield shape
+    elif not dropout and act.op == "call_module" and gate.target is operator.getitem and up.target is operator.getitem:
         halves, first = gate.args
         if halves.target == "chunk" and halves is up.args[0] and {first, up.args[1]} == {0, 1} and len(body) == 7:
             source = halves.args[0]
@@ -117,8 +130,17 @@ def _dropout(node: fx.Node, module: nn.Module) -> float | None:
     """The rate of a functional dropout that follows the module's own training mode; None for any other node."""
     if node.target is not torch.nn.functional.dropout or node.kwargs.get("training") is not module.training:
         return None
+    return _rate(node)
+
+
+def _rate(node: fx.Node) -> float | None:
     rate = node.args[1] if len(node.args) > 1 else node.kwargs.get("p")
-    return rate if isinstance(rate, float) else None
+    return float(rate) if isinstance(rate, int | float) else None
+
+
+def _drops(node: Any, module: nn.Module) -> bool:
+    dropout = _calls(node, module, lambda child: isinstance(child, nn.Dropout))
+    return isinstance(node, fx.Node) and (dropout or node.target is F.dropout)
 
 
 def _calls(node: Any, module: nn.Module, predicate: Callable[[nn.Module], bool]) -> bool:

@@ -33,7 +33,7 @@ def _no_mask(*_: Any, attention_mask: torch.Tensor | None = None, **__: Any) -> 
 
 
 def _refuse_masks(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    if kwargs.get("attention_mask") is not None:
+    if module.config._attn_implementation == _MASKLESS and kwargs.get("attention_mask") is not None:
         raise SlamkernError("packed attention takes no padding mask: a packed batch has no padding to hide")
 
 

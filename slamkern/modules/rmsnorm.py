@@ -8,6 +8,7 @@ A norm is recognized by running it on probe rows with random weights in float32 
 three (LayerNorm, a clamp, another order of operations) stays as it is.
 """
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -111,8 +112,8 @@ _ROW_SCALES = (30.0, 1.0, 1e-3, 1e-5)
 def _recognize(module: nn.Module) -> Norm | None:
     """The RMS norm that a module computes, or None."""
     own = type(module)
-    if set(module._parameters) != {"weight"} or module._buffers:
-        return None
+    if set(module._parameters) != {"weight"} or module._buffers or len(inspect.signature(own.forward).parameters) != 2:
+        return None  # a gate beside x makes another norm of it
     width = module._parameters["weight"].shape[0]  # type: ignore[union-attr]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(len(_ROW_SCALES), width, generator=generator) * torch.tensor(_ROW_SCALES)[:, None]

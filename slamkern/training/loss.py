@@ -119,15 +119,17 @@ def read_head(model: "PreTrainedModel") -> Head | None:
     module = model.get_output_embeddings()
     if type(module) is not nn.Linear or any(parameter.requires_grad for parameter in module.parameters()):
         return None
-    config = model.config
+    config = model.config.get_text_config()
     # Cohere multiplies by logit_scale, Granite divides by logits_scaling; whoever means something else fails the check.
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     head = Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None))
     ids = torch.arange(8, device=module.weight.device)[None] % module.weight.shape[0]
     inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    # A model around its decoder (with a vision tower beside it) builds masks, which packed attention does not take.
+    decoder, attention = model.get_decoder(), None
     if attends_packed(model):
-        borders = torch.tensor([0, 8], dtype=torch.int32, device=ids.device)
-        inputs |= {"cu_seq_lens_q": borders, "max_length_q": 8}
+        attention = decoder.config._attn_implementation
+        decoder.set_attn_implementation("eager")
     was_training = model.training
     model.eval()
     try:
@@ -136,6 +138,8 @@ def read_head(model: "PreTrainedModel") -> Head | None:
             actual = head.logits(_last_hidden(model, **inputs)[0]).float()
     finally:
         model.train(was_training)
+        if attention is not None:
+            decoder.set_attn_implementation(attention)
     # A missed cap of 30 shifts a logit of 1 by 4e-4, a missed multiplier by far more. The bound is a few roundings,
     # since a half-precision model rounds its logits again after each operation.
     bound = 8 * torch.finfo(module.weight.dtype).eps * float(expected.abs().max())

@@ -1,6 +1,7 @@
 """Architectures that need more than the common shapes: the right module is fused, and computes what it did."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -32,6 +33,9 @@ FAMILIES = {
     "Bloom": ({"n_layer": 2, "n_head": 4, "hidden_dropout": 0.0}, "plain", "gelu_tanh"),
     # The same two arguments.
     "Mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 2}, "plain", "gelu"),
+    # A function for an activation; and a dropout between activation and second projection.
+    "Lfm2": ({"layer_types": ["full_attention"] * 2}, "gated", "silu"),
+    "BioGpt": ({"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}, "plain", "gelu"),
     # Its get_decoder is the output head.
     "ModernBertDecoder": ({}, "gate_up", "gelu"),
 }
@@ -54,3 +58,34 @@ def test_the_ffn_is_found_and_computes_the_same(name, input_ids):
     for (path, theirs), ours in zip(stock.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6, msg=path)
     assert len(slamkern.apply_selection(model, [1], ["up", "down"] if kind != "gate_up" else ["down"])) in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "reason"),
+    [
+        ("AriaText", {"moe_num_experts": 4}, "shared expert beside routed ones"),
+        ("GraniteMoeShared", {"shared_intermediate_size": 48}, "shared expert beside routed ones"),
+        ("GptOss", {"num_local_experts": 4}, "mixture of experts"),
+        ("JetMoe", {"kv_channels": 8, "num_key_value_heads": 4}, "mixture of experts"),
+        ("Bert", {"is_decoder": True}, "BertIntermediate is half an FFN: its other projection is in another module"),
+        ("BitNet", {}, "BitNetMLP.forward is not a known FFN: .* ffn_sub_norm"),
+    ],
+)
+def test_what_is_no_ffn_of_its_layer_says_why(name, overrides, reason):
+    model = AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**SIZES | overrides))
+    with pytest.raises(slamkern.SlamkernError, match="cannot be fused"):
+        slamkern.patch_model(model)
+    rows = slamkern.explain(slamkern.patch_model(model, strict=False))
+    assert not any(row.fused for row in rows)
+    assert any(re.search(reason, str(row.reason)) for row in rows)
+
+
+def test_the_mixer_of_a_state_space_layer_is_no_ffn_nor_its_norm_an_rms_norm(input_ids):
+    sizes = SIZES | {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16}
+    stock = AutoModelForCausalLM.from_config(transformers.BambaConfig(**sizes)).eval()
+    model = slamkern.patch_model(copy.deepcopy(stock))
+    assert [row.kind for row in slamkern.explain(model)] == ["gated"] * 2
+    assert all(".mamba." not in norm.path for norm in slamkern.explain(model).norms if norm.reason is None)
+    with torch.no_grad():
+        outputs = [each(input_ids=input_ids, use_cache=False).logits for each in (model, stock)]
+    torch.testing.assert_close(*outputs)

@@ -153,7 +153,6 @@ def test_autocast_matches_stock(llama, input_ids):
         ("MixtralConfig", {"num_local_experts": 4}, "mixture of experts"),
         ("Qwen2MoeConfig", {"num_experts": 4}, "mixture of experts"),
         ("ApertusConfig", {}, "unknown activation XIELUActivation; known: silu"),
-        ("Lfm2Config", {"full_attn_idxs": [0]}, "Lfm2MLP has no activation module"),
         ("GptOssConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}, "mixture of experts"),
         ("LlamaConfig", {"hidden_act": "quick_gelu"}, "unknown activation QuickGELUActivation"),
     ],
