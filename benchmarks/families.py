@@ -26,7 +26,7 @@ from slamkern.data.packing import Example, collate, padded_batch
 from slamkern.errors import SlamkernError
 from slamkern.modules.explain import explain
 from slamkern.modules.packed_attention import supports_packing
-from slamkern.modules.patch import patch_model
+from slamkern.modules.patch import fused_ffns, patch_model
 from slamkern.selection.trainable import apply_selection
 from slamkern.training.loss import packed_loss, padded_loss
 
@@ -57,6 +57,9 @@ def family(name: str) -> Row:
     row["gradients"] = distance(list(got[1].values()), [gradients[name] for name in got[1]])
     try:
         row["packed"] = packed(patched)
+        apply_selection(patched, [next(ffn.layer for ffn in fused_ffns(patched))])
+    except SlamkernError as error:
+        row["selection"] = str(error)
     except Exception as error:
         row["failed"] = first_line(error)
     return row
@@ -98,19 +101,12 @@ def found(model: Any) -> Row:
     rows = explain(model)
     known = [row for row in rows if row.reason is None]
     reasons = list(dict.fromkeys(str(row.reason) for row in rows if row.reason is not None))
-    selection = None
-    if known:
-        try:
-            apply_selection(model, [known[0].layer or 0])
-        except SlamkernError as error:
-            selection = str(error)
     return {
         "ffn": ", ".join(dict.fromkeys(str(row.kind) for row in known)) or None,
         "activation": ", ".join(dict.fromkeys(str(row.activation) for row in known)) or None,
         "layers": model.config.get_text_config().num_hidden_layers,
         "fused": len(known),
         "left": "; ".join(reasons) if rows else "no FFN found",
-        "selection": selection,
     }
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
-from slamkern.modules import ffn_autograd
+from slamkern.modules import ffn_autograd, trained_neurons
 from slamkern.modules.fp8_linear import FP8Linear, weight_of
 from slamkern.modules.surgery import Extended, extend, is_transformed, restore
 from slamkern.modules.trained_neurons import TrainedNeurons
@@ -46,7 +46,7 @@ class FFN:
     backend: str = "auto"
     recompute: bool = False
     recording: Recording | None = field(default=None, compare=False)
-    trained: TrainedNeurons | None = field(default=None, compare=False)  # "gated" only
+    trained: TrainedNeurons | None = field(default=None, compare=False)  # not "plain"
 
     def recording_of(self, tokens: int) -> Recording | None:
         """What to record of a forward over so many tokens, if anything."""
@@ -94,6 +94,31 @@ class Fused(Extended):
         act: Any = None if name is None else getattr(self, name)
         return None if act is None or is_untouched(act) else act
 
+    def _runs_whole(self, x: Tensor, *projections: nn.Module) -> bool:
+        """Whether the FFN is one autograd Function here; what single neurons hold is in the weights then, or refused.
+
+        Without gradients nothing is saved, so one op after another is as good.
+        """
+        ffn = self.slamkern_ffn
+        if ffn.trained is not None:
+            ffn.trained.write_back(getattr(self, ffn.up).weight, getattr(self, ffn.down).weight)
+        usual = all(map(is_plain, projections)) and self._changed_activation() is None
+        if usual and not torch.is_autocast_enabled(x.device.type):
+            return torch.is_grad_enabled()
+        if ffn.trained is not None and torch.is_grad_enabled():
+            raise SlamkernError(
+                f"{ffn.path} trains single neurons, which needs its own Linear projections and activation without"
+                " hooks or autocast; train whole layers instead, or load the model in the dtype to train in"
+            )
+        return False
+
+    def _whole(self, x: Tensor, *weights: Any) -> Tensor:
+        ffn = self.slamkern_ffn
+        tokens = x.reshape(-1, x.shape[-1])
+        options = ffn_autograd.FFNOptions(ffn.activation, ffn.backend, ffn.recompute, ffn.recording_of(len(tokens)))
+        y = ffn_autograd.GatedFFN.apply(tokens, *weights, options)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
     def _runs_unfused(self) -> bool:
         """Whether the module's own forward has to run: in a transform that cannot see through ours."""
         if not is_transformed():
@@ -123,60 +148,47 @@ class FusedGated(Fused):
     def forward(self, x: Tensor) -> Tensor:
         if self._runs_unfused():
             return super().forward(x)
-        y = self._fused(x)
-        dropout = self.slamkern_ffn.dropout
-        return F.dropout(y, dropout, self.training) if dropout else y
-
-    def _fused(self, x: Tensor) -> Tensor:
         ffn = self.slamkern_ffn
         gate: Any = getattr(self, ffn.gate)  # type: ignore[arg-type]
         up: Any = getattr(self, ffn.up)
         down: Any = getattr(self, ffn.down)
-        trained = ffn.trained
-        if trained is not None:
-            trained.write_back(up.weight, down.weight)
-        whole = (
-            torch.is_grad_enabled()
-            and not torch.is_autocast_enabled(x.device.type)
-            and is_plain(gate)
-            and is_plain(up)
-            and is_plain(down)
-            and self._changed_activation() is None
-        )
-        if not whole:
-            if trained is not None and torch.is_grad_enabled():
-                raise SlamkernError(
-                    f"{ffn.path} trains single neurons, which needs its own Linear projections and activation without"
-                    " hooks or autocast; train whole layers instead, or load the model in the dtype to train in"
-                )
-            return down(self._hidden(gate(x), up(x)))
-        tokens = x.reshape(-1, x.shape[-1])
-        recording = ffn.recording_of(tokens.shape[0])
-        y = ffn_autograd.GatedFFN.apply(
-            tokens,
-            weight_of(gate),
-            weight_of(up),
-            weight_of(down),
-            gate.bias,
-            up.bias,
-            down.bias,
-            *((None, None, None) if trained is None else (trained.up, trained.down, trained.neurons)),
-            ffn_autograd.FFNOptions(ffn.activation, ffn.backend, ffn.recompute, recording),
-        )
-        return y.view(*x.shape[:-1], y.shape[-1])
+        if self._runs_whole(x, gate, up, down):
+            weights = (weight_of(gate), weight_of(up), weight_of(down), gate.bias, up.bias, down.bias)
+            trained = ffn.trained
+            neurons = (None, None, None) if trained is None else (trained.up, trained.down, trained.neurons)
+            y = self._whole(x, *weights, *neurons)
+        else:
+            y = down(self._hidden(gate(x), up(x)))
+        return F.dropout(y, ffn.dropout, self.training) if ffn.dropout else y
 
 
 class FusedGateUp(Fused):
-    """Forward of an FFN whose gate and up projections are the halves of one; x is (..., hidden_size)."""
+    """Forward of an FFN whose gate and up projections are the halves of one; x is (..., hidden_size).
+
+    Where that one is trained whole, its gradient is torch's own: of halves it would be made twice, padded with zeros.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if self._runs_unfused():
             return super().forward(x)
         ffn = self.slamkern_ffn
-        halves = getattr(self, ffn.up)(x)
-        first, second = halves[..., : ffn.neurons], halves[..., ffn.neurons :]
-        gate, up = (first, second) if ffn.gate_first else (second, first)
-        return getattr(self, ffn.down)(self._hidden(gate, up))
+        both: Any = getattr(self, ffn.up)
+        down: Any = getattr(self, ffn.down)
+        halves = slice(None, ffn.neurons), slice(ffn.neurons, None)
+        at_gate, at_up = halves if ffn.gate_first else halves[::-1]
+        if type(both) is nn.Linear and not both.weight.requires_grad and self._runs_whole(x, both, down):
+            bias = both.bias
+            biases = (None, None) if bias is None else (bias[at_gate], bias[at_up])
+            weights = (both.weight[at_gate], both.weight[at_up], weight_of(down), *biases, down.bias)
+            trained = ffn.trained
+            neurons = (None, None, None) if trained is None else (trained.up, trained.down, trained.neurons)
+            if trained is not None and trained.up is not None and len(trained.up) == ffn.neurons:
+                # The whole half: nothing to gather.
+                weights, neurons = (weights[0], trained.up, *weights[2:]), (None, *neurons[1:])
+                neurons = neurons if trained.down is not None else (None, None, None)
+            return self._whole(x, *weights, *neurons)
+        projected = both(x)
+        return down(self._hidden(projected[..., at_gate], projected[..., at_up]))
 
 
 class FusedActivation(Fused):
@@ -195,22 +207,13 @@ def fuse(module: nn.Module, ffn: FFN) -> None:
 
 
 def train_neurons(module: Fused, trained: TrainedNeurons | None) -> None:
-    """Train these neurons of a fused ``gated`` block, or none; its state_dict always has their latest values."""
+    """Train these neurons of a fused block with a gate, or none; its state_dict always has their latest values."""
     ffn = module.slamkern_ffn
     if ffn.trained is not None:
-        _write_back(module)
-        module._state_dict_pre_hooks = {
-            key: hook for key, hook in module._state_dict_pre_hooks.items() if hook is not _write_back
-        }
+        trained_neurons.detach(module)
     ffn.trained = trained
     if trained is not None:
-        module.register_state_dict_pre_hook(_write_back)
-
-
-def _write_back(module: nn.Module, *_: Any) -> None:
-    ffn: FFN = module.slamkern_ffn  # type: ignore[assignment]
-    if ffn.trained is not None:
-        ffn.trained.write_back(getattr(module, ffn.up).weight, getattr(module, ffn.down).weight)
+        trained_neurons.attach(module, trained)
 
 
 def unfuse(module: Fused) -> None:

@@ -60,7 +60,7 @@ def _halves(decoder: nn.Module) -> list[Match[FFN]]:
     matches: list[Match[FFN]] = []
     for path, module in decoder.named_modules():
         children = list(module.children())
-        if any(map(is_activation, children)) and sum(map(is_projection, children)) == 1:
+        if path and any(map(is_activation, children)) and sum(map(is_projection, children)) == 1:
             reason = f"{type(module).__name__} is half an FFN: its other projection is in another module"
             matches.append(Match(path, module, module, None, reason))
     return matches
@@ -85,11 +85,15 @@ def by_layer(matches: Iterable[Match[FFN]]) -> dict[int, Match[FFN]]:
 
 
 def _has_experts(module: nn.Module) -> bool:
-    stacked = sum(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
-    if not stacked:  # each stack may be a module, too
-        leaves = [child for child in module.children() if not any(child.children()) and not _convolves(child)]
-        stacked = sum(parameter.dim() == 3 for leaf in leaves for parameter in leaf.parameters())
-    return stacked > 1 or (stacked == 1 and any(is_activation(child) for child in module.children()))
+    """Whether weights of several FFNs are stacked in a module, or in modules of its own for each stack."""
+    own = list(module.parameters(recurse=False))
+    leaves = [child for child in module.children() if not any(child.children()) and not _convolves(child)]
+    for parameters in own, [parameter for leaf in leaves for parameter in leaf.parameters()]:
+        stacks = {parameter.shape for parameter in parameters if parameter.dim() == 3 and parameter.shape[0] > 1}
+        # Of as many FFNs two shapes, or an activation beside one; heads in an attention (XLNet) have one shape alone.
+        if len(stacks) > len({shape[0] for shape in stacks}) or (stacks and any(map(is_activation, module.children()))):
+            return True
+    return False
 
 
 def _routes(module: nn.Module) -> bool:

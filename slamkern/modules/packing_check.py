@@ -168,6 +168,8 @@ def _compare(decoder: Any, device: torch.device) -> str | None:
             return f"{type(decoder).__name__} leaves its window or chunk of {size} tokens to a mask"
     if wrong(packs - alone, matter):
         return f"packed sequences of {type(decoder).__name__} differ from the same ones alone"
+    if decoder.get_output_embeddings() is not None:
+        return f"{type(decoder).__name__}, the decoder, returns logits instead of hidden states"
     return None
 
 

@@ -1,7 +1,8 @@
 """Which parameters a selection trains: exactly those get ``requires_grad``, everything else is frozen.
 
 A selection of single neurons trains their rows of up_proj and columns of down_proj (modules/trained_neurons.py): the
-weights themselves stay frozen then, and the rows and columns are the parameters.
+weights themselves stay frozen then, and the rows and columns are the parameters. Where gate and up are halves of one
+weight, ``up`` without ``gate`` is such a selection, of all rows of one half.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from slamkern.errors import SlamkernError
 from slamkern.modules.ffn import FFN, Fused, train_neurons
 from slamkern.modules.ffn_match import by_layer, find_ffns
-from slamkern.modules.trained_neurons import TrainedNeurons
+from slamkern.modules.trained_neurons import TrainedNeurons, is_part
 from slamkern.probe.stats import model_signature
 from slamkern.selection.layers import LayerSelection, check_layers
 
@@ -63,34 +64,46 @@ def apply_selection(
                 raise SlamkernError(f"{names[id(parameter)]} is {parameter.dtype}; quantized weights cannot be trained")
             chosen.append(Trainable(names[id(parameter)], parameter, layer, projection))
     neurons = selection.neurons if isinstance(selection, LayerSelection) else None
-    blocks = _blocks(model, layers, projections, neurons) if neurons is not None else {}
+    halves = {layer for layer in layers if _is_half(ffns[layer].part, projections)}  # type: ignore[arg-type]
+    blocks = _blocks(model, layers if neurons is not None else sorted(halves), projections, neurons)
     model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, Fused):
             train_neurons(module, None)
     if neurons is None:
         for trainable in chosen:
-            trainable.parameter.requires_grad_(True)
-        return chosen
+            trainable.parameter.requires_grad_(trainable.layer not in halves or trainable.projection != "up")
+        if not halves:
+            return chosen
     for layer, block in blocks.items():
         here = {t.projection: t.parameter for t in chosen if t.layer == layer}
-        index = torch.tensor(neurons[layer], device=next(iter(here.values())).device)
-        train_neurons(block, TrainedNeurons(index, here.get("up"), here.get("down")))
+        ffn = block.slamkern_ffn
+        index = torch.tensor(range(ffn.neurons) if neurons is None else neurons[layer])
+        index = index.to(next(iter(here.values())).device)
+        first = ffn.neurons if ffn.kind == "gate_up" and ffn.gate_first else 0
+        train_neurons(block, TrainedNeurons(index, here.get("up"), here.get("down") if neurons else None, first))
     return trainable_tensors(model)
 
 
+def _is_half(ffn: FFN, projections: Sequence[str]) -> bool:
+    return ffn.kind == "gate_up" and "up" in projections and "gate" not in projections
+
+
 def _blocks(
-    model: nn.Module, layers: Sequence[int], projections: Sequence[str], neurons: Mapping[int, Sequence[int]]
+    model: nn.Module, layers: Sequence[int], projections: Sequence[str], neurons: Mapping[int, Sequence[int]] | None
 ) -> dict[int, Fused]:
-    """The fused block of each layer whose neurons are to be trained, after checking that they can be."""
-    if "gate" in projections:
+    """The fused block of each layer some neurons of which are trained (None: all), after checking that they can be."""
+    if neurons is not None and "gate" in projections:
         raise SlamkernError("single neurons train rows of up and columns of down; leave 'gate' out of projections")
     blocks = {
-        m.slamkern_ffn.layer: m for m in model.modules() if isinstance(m, Fused) and m.slamkern_ffn.kind == "gated"
+        m.slamkern_ffn.layer: m for m in model.modules() if isinstance(m, Fused) and m.slamkern_ffn.kind != "plain"
     }
     for layer in layers:
         if layer not in blocks:
-            raise SlamkernError(f"single neurons of layer {layer} need a fused gated FFN; patch_model first")
+            what = "single neurons" if neurons is not None else "up without gate, a half of one weight,"
+            raise SlamkernError(f"{what} of layer {layer} need a fused FFN with a gate; patch_model first")
+        if neurons is None:
+            continue
         width, chosen = blocks[layer].slamkern_ffn.neurons, neurons.get(layer, ())
         if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= n < width for n in chosen):
             raise SlamkernError(f"the selected neurons of layer {layer} must be distinct and from 0 to {width - 1}")
@@ -102,11 +115,8 @@ def _linears(ffn: FFN, projections: Sequence[str]) -> dict[str, str]:
     wanted = set(projections)
     if ffn.kind == "plain" and "gate" in wanted:
         raise SlamkernError(f"{ffn.path} has no gate; train projections from: up down")
-    if ffn.kind == "gate_up" and len(wanted & {"gate", "up"}) == 1:
-        raise SlamkernError(
-            f"{ffn.path} keeps gate and up in one weight {ffn.up!r}, which is trained whole or not at all;"
-            " use projections gate,up,down or down"
-        )
+    if ffn.kind == "gate_up" and "gate" in wanted and "up" not in wanted:
+        raise SlamkernError(f"{ffn.path} keeps gate and up in one weight {ffn.up!r}; train up, or gate and up")
     modules = {"gate": ffn.gate, "up": ffn.up, "down": ffn.down}
     if ffn.kind == "gate_up":
         wanted.discard("gate")
@@ -145,7 +155,8 @@ def trainable_tensors(model: nn.Module) -> list[Trainable]:
             name = names[id(weight)]
             rows = getattr(ffn.trained, projection, None)
             if ffn.trained is not None and rows is not None:
-                found.append(Trainable(f"{name}@neurons", rows, ffn.layer, projection, ffn.trained.neurons))
+                where = ffn.trained.rows if projection == "up" else ffn.trained.neurons
+                found.append(Trainable(f"{name}@neurons", rows, ffn.layer, projection, where))
             elif weight.requires_grad:
                 found.append(Trainable(name, weight, ffn.layer, projection))
     return found
@@ -153,14 +164,15 @@ def trainable_tensors(model: nn.Module) -> list[Trainable]:
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Name -> parameter of everything that is trained: what requires grad, and the tensors of single neurons."""
-    whole = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     single = {t.name: t.parameter for t in trainable_tensors(model) if t.neurons is not None}
+    known = {id(parameter) for parameter in single.values()}
+    whole = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in known}
     return whole | single
 
 
 def print_trainable_parameters(model: nn.Module) -> None:
     """Print how many parameters are trained, in PEFT's words: numbers and their share in percent."""
     trained = sum(parameter.numel() for parameter in trained_parameters(model).values())
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(parameter.numel() for name, parameter in model.named_parameters() if not is_part(name))
     share = 100 * trained / total
     print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {share:.4f}")

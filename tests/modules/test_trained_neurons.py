@@ -27,7 +27,8 @@ def test_gradients_are_rows_and_columns_of_the_whole(recompute, projections, inp
     assert [(t.layer, t.projection) for t in chosen] == [(layer, p) for layer in CHOSEN for p in projections]
     for model in (whole, sparse):
         model(input_ids=input_ids, labels=input_ids).loss.backward()
-    assert all(parameter.grad is None for parameter in sparse.parameters())
+    leaves = {id(trainable.parameter) for trainable in chosen}
+    assert all(parameter.grad is None for parameter in sparse.parameters() if id(parameter) not in leaves)
     for trainable in chosen:
         full = whole.get_parameter(trainable.name.removesuffix("@neurons")).grad
         rows = list(CHOSEN[trainable.layer])
@@ -118,6 +119,51 @@ def test_what_cannot_be_trained_by_neuron_is_refused(llama, input_ids):
         pytest.raises(slamkern.SlamkernError, match="without hooks or autocast"),
     ):
         llama(input_ids=input_ids)
-    llama.double()
-    with pytest.raises(slamkern.SlamkernError, match="move it first, then apply the selection"):
-        llama(input_ids=input_ids)
+    llama.double()(input_ids=input_ids, labels=input_ids).loss.backward()  # the neurons are converted with the model
+    assert {parameter.grad.dtype for parameter in trained_parameters(llama).values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("neurons", [None, CHOSEN], ids=["half", "neurons"])
+def test_up_is_trained_in_the_half_of_a_weight_that_gate_shares(neurons, input_ids, tmp_path):
+    whole, sparse = tiny_model("phi3"), slamkern.patch_model(tiny_model("phi3"))
+    chosen = selected(sparse, neurons) if neurons else slamkern.apply_selection(sparse, [1, 3])
+    assert [(t.layer, t.projection) for t in chosen] == [(1, "up"), (1, "down"), (3, "up"), (3, "down")]
+    for model in (whole, sparse):
+        model(input_ids=input_ids, labels=input_ids).loss.backward()
+    before = {name: tensor.clone() for name, tensor in sparse.state_dict().items()}
+    for trainable in chosen:
+        full = whole.get_parameter(trainable.name.removesuffix("@neurons")).grad
+        rows = [48 + n for n in (neurons[trainable.layer] if neurons else range(48))]
+        columns = neurons[trainable.layer] if neurons else range(48)
+        expected = full[rows] if trainable.projection == "up" else full[:, list(columns)]
+        torch.testing.assert_close(trainable.parameter.grad, expected, rtol=1e-4, atol=1e-7)
+    torch.optim.AdamW(trained_parameters(sparse).values(), lr=1e-2, weight_decay=0.1).step()
+    after = sparse.state_dict()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {t.name.removesuffix("@neurons") for t in chosen}
+    for layer in (1, 3):
+        name = f"model.layers.{layer}.mlp.gate_up_proj.weight"
+        assert torch.equal(after[name][:48], before[name][:48])
+    slamkern.save_delta(sparse, tmp_path)
+    fresh = tiny_model("phi3")
+    slamkern.load_delta(fresh, tmp_path)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in fresh.state_dict().items())
+
+
+def test_an_optimizer_of_named_parameters_trains_them_and_a_state_dict_sets_them(llama, input_ids):
+    slamkern.patch_model(llama)
+    chosen = selected(llama)
+    named = dict(llama.named_parameters())
+    assert {id(t.parameter) for t in chosen} == {id(p) for p in named.values() if p.requires_grad}
+    optimizer = torch.optim.SGD([p for p in named.values() if p.requires_grad], lr=1.0)
+    llama(input_ids=input_ids, labels=input_ids).loss.backward()
+    optimizer.step()
+    trained = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    assert set(trained) == set(tiny_model().state_dict())
+    llama.load_state_dict(tiny_model().state_dict())
+    weight = llama.model.layers[1].mlp.up_proj.weight
+    assert torch.equal(chosen[0].parameter, weight[list(CHOSEN[1])])
+    llama.load_state_dict(trained)
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in llama.state_dict().items())
+    slamkern.unpatch_model(llama)
+    assert len(dict(llama.named_parameters())) == len(dict(tiny_model().named_parameters()))

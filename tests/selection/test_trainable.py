@@ -74,7 +74,8 @@ def test_refusals_change_nothing(llama):
         ((llama, [0], ()), {}, "unknown projections"),
         ((llama, selection), {}, "made for other .llama-32-4096-11008., this model is llama-4-32-48"),
         ((llama, slamkern.LayerSelection.preset("slam-13b")), {}, "is for 40 layers, the model has 4"),
-        ((tiny_model("phi3"), [0]), {}, "trained whole or not at all; use projections gate,up,down or down"),
+        ((tiny_model("phi3"), [0], ("gate",)), {}, "keeps gate and up in one weight .*; train up, or gate and up"),
+        ((tiny_model("phi3"), [0]), {}, "up without gate, a half of one weight, of layer 0 need .*; patch_model first"),
         ((tiny_model("gpt2"), [0], ("gate", "up")), {}, "has no gate; train projections from: up down"),
         ((torch.nn.Linear(2, 2), [0]), {}, "has no FFN"),
     ]
