@@ -1,5 +1,6 @@
 """Rows of the result files as Markdown tables, by name; ``benchmarks.readme`` puts them into the pages."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -99,13 +100,11 @@ def _families(rows: Sequence[Row]) -> str:
     for row in rows:
         packed = row.get("packed")
         fused = "" if not row.get("fused") else "all" if not row["left"] else "some"
-        key = (
-            row.get("ffn") or "",
-            row.get("activation") or "",
-            fused,
-            "exact" if isinstance(packed, float) else packed or "",
-            row.get("absent") or "; ".join(filter(None, (row.get("left"), row.get("failed"), row.get("selection")))),
-        )
+        left = row.get("absent") or "; ".join(filter(None, (row.get("left"), row.get("failed"), row.get("selection"))))
+        said = ("exact" if isinstance(packed, float) else packed or "", left)
+        # BartDecoder and MarianDecoder are told of as one.
+        reasons = [re.sub(r"\b[A-Z]\w*?(Model|Decoder|Attention|Intermediate)\b", r"its \1", text) for text in said]
+        key = (row.get("ffn") or "", row.get("activation") or "", fused, *reasons)
         groups.setdefault(key, []).append(row)
     lines = []
     for (ffn, activation, fused, packed, left), same in groups.items():
