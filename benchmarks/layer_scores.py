@@ -101,10 +101,13 @@ def _gain_rows(
 def _correlations(
     work: Path, model: str, gains: Mapping[str, dict[int, list[Row]]], known: Mapping[str, np.ndarray]
 ) -> list[Row]:
-    """A row for every score and every way to train and to measure."""
+    """A row for every score and every way to train and to measure, over all layers and over the lower half."""
     rows = []
-    for task, found in gains.items():
-        layers = sorted(found)
+    depth = len(known["lowest"])
+    cases = [(task, found, region) for task, found in gains.items() for region in ("all", "lower")]
+    for task, found, region in cases:
+        among = depth if region == "all" else (depth + 1) // 2
+        layers = [layer for layer in sorted(found) if layer < among]
         if len(layers) <= TOP:
             continue
         norms = np.array(_read(work / f"base-{task}.json")["gradient_norm"])
@@ -118,7 +121,8 @@ def _correlations(
                 low, high = spearman_interval(score, gain)
                 rows.append(
                     {
-                        "model": model, "trained": task, "measured": kind, "layers": len(layers), "score": name,
+                        "model": model, "trained": task, "measured": kind, "region": region, "layers": len(layers),
+                        "of": among, "score": name,
                         "spearman": _number(spearman(score, gain)), "low": _number(low), "high": _number(high),
                         "kendall": _number(kendall(score, gain)), "top_gain": float(gain[order].mean()),
                         "mean_gain": float(gain.mean()), "best_gain": best,

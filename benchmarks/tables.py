@@ -121,11 +121,40 @@ def _families(rows: Sequence[Row]) -> str:
     return markdown(header, sorted(lines, key=lambda line: (order.index(str(line[3])), line[1:3])))
 
 
+def _layer_correlation(rows: Sequence[Row]) -> str:
+    """A line a score and way to measure, the best first; what is not in it is in the file."""
+    ordered = sorted(rows, key=lambda r: (r["model"], r["trained"], r["measured"] != r["trained"], r["region"],
+                                          -(r["spearman"] if r["spearman"] is not None else -2)))  # fmt: skip
+    lines = []
+    for r in ordered:
+        place = f"{r['layers']} of {r['of']}" + (", lower half" if r["region"] == "lower" else "")
+        interval = "" if r["low"] is None else f"{r['low']:.2f} to {r['high']:.2f}"
+        means = [f"{r[key]:.3f}" for key in ("top_gain", "mean_gain", "best_gain")]
+        lines.append([r["model"], place, r["trained"], f"{r['measured']} loss", r["score"], r["spearman"], interval,
+                      r["kendall"], *means])  # fmt: skip
+    return markdown(
+        ("model", "layers", "trained on", "gain in", "score", "Spearman", "95 %", "Kendall", "mean gain of its best 6",
+         "of all", "of the best 6"),
+        lines,
+    )  # fmt: skip
+
+
+def _layer_stability(rows: Sequence[Row]) -> str:
+    """A line a number of questions, a column a score."""
+    names = list(dict.fromkeys(name for row in rows for name in row["overlap"]))
+    return markdown(
+        ("model", "questions a language", *names),
+        ([r["model"], f"{r['questions']} of {r['of']}", *(r["overlap"].get(name) for name in names)] for r in rows),
+    )
+
+
 # name -> (stage, what makes a table of its rows)
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyType(
     {
         "alignment": ("alignment", _alignment),
         "bakeoff": ("bakeoff", _bakeoff),
+        "layer-correlation": ("layer-correlation", _layer_correlation),
+        "layer-stability": ("layer-stability", _layer_stability),
         "kernels": ("kernels", lambda rows: _kernels(rows, "Llama-2-7B")),
         "kernels-small": ("kernels", lambda rows: _kernels(rows, "SmolLM2-135M")),
         "ceilings": (
@@ -224,5 +253,5 @@ def table(name: str, files: Sequence[File]) -> str:
         )
         where = f"{content['device']}; {versions}; commit {env['commit']}, {env['date'][:10]}"
         parts.append(f"*{where}* (`{measured['command']}`)\n\n{make(measured['rows'])}")
-    command = "train --scaling only" if stage == "scaling" else stage
+    command = {"scaling": "train --scaling only"}.get(stage, "layer_gain" if name.startswith("layer-") else stage)
     return "\n\n".join(parts) or f"*not measured yet: `python -m benchmarks.{command}`*"
