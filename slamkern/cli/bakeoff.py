@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from slamkern.cli.options import Config, Out, Set
+from slamkern.cli.options import Config, Out, Set, say
 from slamkern.errors import SlamkernError
 
 
@@ -32,22 +32,22 @@ def bakeoff(
     settings = load_bakeoff(config, overrides or ())
     if dry_run:
         for task in tasks_of(settings, out):
-            typer.echo(f"{task.name:<40} {'done' if task.file.exists() else 'to do'}")
+            say(f"{task.name:<40} {'done' if task.file.exists() else 'to do'}")
         return
-    failed = run(settings, out, lanes=lanes, threads=threads, pause=pause_file, say=typer.echo)
+    failed = run(settings, out, lanes=lanes, threads=threads, pause=pause_file, say=say)
     print_table(read_rows(settings, out))
-    typer.echo(f"{out}: table.csv, table.json, report.html")
+    say(f"{out}: table.csv, table.json, report.html")
     if failed:
-        typer.echo(f"failed: {', '.join(failed)}; their last words are in {out / 'logs'}", err=True)
+        say(f"failed: {', '.join(failed)}; their last words are in {out / 'logs'}", err=True)
         raise typer.Exit(1)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """What is compared first; all of it is in table.csv."""
-    from rich.console import Console
     from rich.table import Table
 
     from slamkern.bakeoff.table import flat, shown
+    from slamkern.cli.screen import Screen
 
     values = [flat(row) for row in rows]
     names = ["round", "cell", "seed", "parameters %", "reply loss", "translation loss", "English loss", "accuracy",
@@ -56,5 +56,4 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     table = Table(*used, box=None, header_style="bold")
     for row in values:
         table.add_row(*(shown(row[name]) for name in used))
-    console = Console()
-    Console(width=max(console.width, 150)).print(table, highlight=False)
+    Screen(150).print(table)

@@ -28,6 +28,7 @@ from slamkern.cli.options import (
     Languages,
     MemoryBudget,
     Model,
+    OnOom,
     Out,
     Set,
     TrustRemoteCode,
@@ -142,6 +143,7 @@ def train(
     languages: Languages = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     memory_budget: MemoryBudget = None,
+    on_oom: OnOom = None,
     frozen_precision: FrozenPrecision = None,
     trust_remote_code: TrustRemoteCode = None,
     allow_pickle: AllowPickle = None,
@@ -161,7 +163,7 @@ def train(
     settings = configure(
         config, overrides, model=model_options(model, trust_remote_code, allow_pickle),
         data={"path": data, "languages": languages},
-        train={"memory_budget": memory_budget, "frozen_precision": frozen_precision},
+        train={"memory_budget": memory_budget, "frozen_precision": frozen_precision, "on_oom": on_oom},
     )  # fmt: skip
     chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
     pairs, held_out = stages.alignment_pairs(settings)

@@ -53,6 +53,9 @@ DryRunOn = Annotated[
 ]
 
 MemoryBudget = Annotated[str | None, typer.Option(help="Like 24GB; recomputes as few FFNs as it takes to fit.")]
+OnOom = Annotated[
+    str | None, typer.Option("--on-oom", help="Where memory is not enough: stop, or halve micro-batches and go on.")
+]
 FrozenPrecision = Annotated[str | None, typer.Option(help="Frozen weights in training: model (their dtype) or fp8.")]
 
 

@@ -67,8 +67,8 @@ class Accumulator:
         if self.config.on_oom == "stop":
             raise SlamkernError(
                 f"out of memory with micro-batches of {largest} tokens; lower tokens_per_batch (now"
-                f" {self.config.tokens_per_batch}) with more gradient_accumulation_steps, give a memory_budget, or set"
-                " on_oom to halve"
+                f" {self.config.tokens_per_batch}) with more gradient_accumulation_steps, give a memory_budget, or go"
+                " on with on_oom halve (--on-oom halve)"
             )
         if largest <= longest:
             raise SlamkernError(

@@ -19,6 +19,7 @@ from slamkern.run_folder import HeldFolder
         (["probe"], ["--out"]),
         (["probe", "--data", "corpus:", "--out", "OUT"], ["no model given"]),
         (["train", "--selection", "s", "--out", "OUT", "--memory-budget", "lots"], ["'lots' is no amount", "24GB"]),
+        (["train", "--selection", "s", "--out", "OUT", "--on-oom", "half"], ["train.on_oom", "'halve'", "not 'half'"]),
         (["probe", "--model", "MODEL", "--out", "OUT"], ["no data"]),
         (["probe", "--model", "MODEL", "--data", "corpus:", "-l", "xx", "--out", "OUT"], ["unknown language 'xx'"]),
         (["probe", "--model", "./absent", "--data", "corpus:", "--out", "OUT"], ["no model folder ./absent"]),

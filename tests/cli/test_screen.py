@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 
+from slamkern.cli import options
 from slamkern.cli.main import main
 from slamkern.cli.options import _PrintableFormatter
 from slamkern.cli.screen import Screen
@@ -55,3 +56,11 @@ def test_text_of_any_script_stays_as_it_is() -> None:
     assert printable("\x07\x9b31m\u2028\u202e\ud800") == r"\x07\x9b31m\u2028\u202e\ud800"
     record = logging.LogRecord("x", logging.INFO, "", 0, "model %s", ("\x1b]0;title\x07",), None)
     assert _PrintableFormatter().format(record) == r"model \x1b]0;title\x07"
+
+
+def test_nothing_else_of_the_command_line_prints() -> None:
+    folder = Path(options.__file__).parent
+    for path in folder.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "typer.echo(" not in text or path.name == "options.py", f"{path.name}: use say"
+        assert "rich.console" not in text or path.name == "screen.py", f"{path.name}: use Screen"
