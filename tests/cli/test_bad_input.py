@@ -71,17 +71,14 @@ def test_bad_input(
 
 def test_unusable_models(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown type, no FFN that can be fused, weights that are not finite, a selection for another model."""
-    from transformers import AutoModelForCausalLM, BioGptConfig
+    from transformers import AutoModelForCausalLM, MambaConfig
 
-    unknown, biogpt, broken, other = (tmp_path / name for name in ("unknown", "biogpt", "broken", "other"))
-    for folder in (unknown, biogpt, broken, other):
+    unknown, mamba, broken, other = (tmp_path / name for name in ("unknown", "mamba", "broken", "other"))
+    for folder in (unknown, mamba, broken, other):
         tiny_tokenizer().save_pretrained(folder)
     (unknown / "config.json").write_text('{"model_type": "nosuchmodel"}')
-    # Its FFN is a part of the decoder layer, no module of its own.
-    config = BioGptConfig(
-        vocab_size=300, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(biogpt)
+    config = MambaConfig(vocab_size=300, hidden_size=8, num_hidden_layers=1, state_size=4)  # it has none
+    AutoModelForCausalLM.from_config(config).save_pretrained(mamba)
     poisoned = tiny_model()
     with torch.no_grad():
         poisoned.model.layers[1].mlp.gate_proj.weight[3, 5] = float("nan")
@@ -97,7 +94,7 @@ def test_unusable_models(work: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         return ["probe", "--model", str(folder), "--data", "corpus:", *SMALL, "--out", str(tmp_path / "out")]
 
     fails(probe(unknown), capsys, "nosuchmodel")
-    fails(probe(biogpt), capsys, "FFN")
+    fails(probe(mamba), capsys, "FFN")
     fails(probe(broken), capsys, "NaN")
     train = [
         "train",
