@@ -30,6 +30,7 @@ from slamkern.bakeoff.table import write_table
 from slamkern.bakeoff.work import KIND, RECORD, REPLIES
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.checks import check_model, check_prompt
+from slamkern.pipeline.stages import alignment_pairs
 from slamkern.run_folder import RunFolder, difference
 
 SECONDS_BETWEEN_TABLES = 60
@@ -93,8 +94,9 @@ def run(
     """Work through the cells, ``lanes`` processes at a time; returns the names of the tasks that failed.
 
     SlamkernError before anything is written for a folder of another bake-off, a cell that was run as something else,
-    and layers that the model does not have.
+    layers that the model does not have, and data that are not there.
     """
+    alignment_pairs(bakeoff.run)
     num_layers = check_model(bakeoff.run.model)
     for cell in bakeoff.cells.values():
         check_layers_of(cell, num_layers)

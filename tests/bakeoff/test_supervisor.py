@@ -158,3 +158,13 @@ def test_a_signal_stops_the_processes_too(tmp_path, monkeypatch):
         supervisor.run(bakeoff, tmp_path / "out", say=lambda _: None)
     assert stopped.value.code == 143
     assert started[0].wait(timeout=30) == -signal.SIGTERM
+
+
+def test_what_is_wrong_is_said_before_anything_is_written(tmp_path):
+    bakeoff = tiny_bakeoff(tmp_path, [{"name": "low", "layers": "lowest:9"}])
+    with pytest.raises(SlamkernError, match="k is 9"):
+        supervisor.run(bakeoff, tmp_path / "out")
+    absent = bakeoff.run.model_copy(update={"data": bakeoff.run.data.model_copy(update={"path": "absent"})})
+    with pytest.raises(SlamkernError, match="no data at absent"):
+        supervisor.run(bakeoff.model_copy(update={"run": absent}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
