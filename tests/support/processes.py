@@ -16,7 +16,7 @@ import torch
 from slamkern.errors import SlamkernError
 
 
-def launch(count: int, work: Callable[[int], Any], *, seconds: float = 60, dies: tuple[int, ...] = ()) -> list[Any]:
+def launch(count: int, work: Callable[[int], Any], *, seconds: float = 240, dies: tuple[int, ...] = ()) -> list[Any]:
     """What ``work(rank)`` returned in each of ``count`` processes, or the SlamkernError or exit it ended with.
 
     Fails the test where one takes longer, or dies without being among those that are to.

@@ -159,11 +159,11 @@ def test_a_process_that_is_gone_ends_the_others_with_one_line(fit, tmp_path, mon
         if done == 3 and distributed.rank() == 1:
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(4)
+            time.sleep(16)
         return original(done, *rest)
 
     def run(rank):
-        distributed.join(timedelta(seconds=2 if how == "silent" else 60))
+        distributed.join(timedelta(seconds=8 if how == "silent" else 200))
         monkeypatch.setattr(loop, "learning_rate", fail)
         started = time.monotonic()
         try:
@@ -173,7 +173,7 @@ def test_a_process_that_is_gone_ends_the_others_with_one_line(fit, tmp_path, mon
 
     message, seconds = launch(2, run, dies=(1,))[0]
     assert "another of the 2 processes of this job ended or does not answer" in message and "\n" not in message
-    assert seconds < 30
+    assert seconds < 100
     assert len(lines(tmp_path)) == 3
     _, expected = fit()
     _, result = fit(replace(CONFIG, save_steps=2), out=tmp_path, resume=True)  # the folder is free again
