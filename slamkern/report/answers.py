@@ -15,7 +15,7 @@ from slamkern.report.samples import changed_samples, sample_outputs, too_few
 
 Section = dict[str, Any]
 # Of the gate's table, all but what the accuracy beside it says (questions) and what only planning needs.
-_SHOWN = [HEAD.index(name) for name in HEAD if name not in ("questions", "detectable", "margin", "verdict")]
+_SHOWN = [HEAD.index(name) for name in HEAD if name not in ("language", "questions", "detectable", "margin", "verdict")]
 
 
 def answer_sections(
@@ -38,10 +38,14 @@ def answer_sections(
     return sections
 
 
-def _cells(values: Sequence[object], mark: str = "") -> list[dict[str, str]]:
-    texts = [{"text": str(value), "mark": ""} for value in values]
-    texts[-1]["mark"] = mark
-    return texts
+def _cells(values: Sequence[object]) -> list[dict[str, str]]:
+    return [{"text": str(value), "mark": ""} for value in values]
+
+
+def _verdict_second(row: Sequence[str], verdict: str) -> list[dict[str, str]]:
+    """Beside the language, where a narrow screen shows it too."""
+    marked = {"text": verdict, "mark": MARKS[verdict]}
+    return [*_cells(row[:1]), marked, *_cells([row[column] for column in _SHOWN])]
 
 
 def _accuracy(folder: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> Section:
@@ -84,13 +88,10 @@ def _change(folder: Path, result: Mapping[str, Any]) -> Section:
             figure_of(folder, "change", figures.difference_intervals(named), "change by language with intervals")
         ],
         "table": {
-            "head": [HEAD[column] for column in _SHOWN] + ["verdict"],
+            "head": [HEAD[0], "verdict", *(HEAD[column] for column in _SHOWN)],
             "rows": [
                 {
-                    "cells": _cells(
-                        [*(cells(name, change)[column] for column in _SHOWN), change["verdict"]],
-                        MARKS[change["verdict"]],
-                    ),
+                    "cells": _verdict_second(cells(name, change), change["verdict"]),
                     "total": name == "average",
                 }
                 for name, change in named

@@ -29,6 +29,7 @@ def test_html_json_and_junit_agree(tmp_path):
     values = json.loads(values)
     assert values["verdict"] == "worse" and values["exit_status"] == 1 and values["languages"]["th"]["lost"] == 100
     assert len(values["lost"]) == 100
+    assert '<td>th</td><td class="worse">worse</td><td>300</td>' in page
     assert "After is <b" in page and page.count("<details>") == 100 and "http" not in page
     tree = ElementTree.fromstring(suite).find("testsuite")
     assert {key: tree.get(key) for key in ("tests", "failures", "skipped")} == {
