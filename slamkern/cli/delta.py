@@ -1,4 +1,7 @@
-"""``slamkern delta``: scale a delta, take layers back, blend several, find the best scale (see `training.delta`)."""
+"""``slamkern delta``: scale a delta, take layers back, blend several, find the best scale, to LoRA and back.
+
+See `training.delta` and `integrations.lora`.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -99,6 +102,38 @@ def sweep(
         say(f"scale {number:<6g} held-out loss {loss:.4f}{'  best' if number == best else ''}")
     if out is not None:
         say(str(blend_deltas(base, [(trained, best)], out)))
+
+
+@delta.command()
+def lora(
+    trained: Trained,
+    rank: Annotated[int, typer.Option(help="Of the adapter: more keeps more of the change.")],
+    out: Out,
+    model: Model = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """The best LoRA adapter of one rank for the change, which PEFT loads; says how much of it is lost."""
+    from slamkern.integrations.lora import delta_to_lora
+
+    base, _ = load(configure(config, overrides, model={"name": model}))
+    lost = delta_to_lora(base, trained, out, rank)
+    typer.echo(f"{out}: rank {rank} leaves out {100 * lost:.2f} % of the squared change")
+
+
+@delta.command()
+def fold(
+    adapter: Annotated[Path, typer.Argument(help="The folder of a PEFT adapter.")],
+    out: Out,
+    model: Model = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """A LoRA adapter as a delta: base weights with the adapter merged."""
+    from slamkern.integrations.lora import lora_to_delta
+
+    base, _ = load(configure(config, overrides, model={"name": model}))
+    typer.echo(str(lora_to_delta(base, adapter, out)))
 
 
 def _numbers(text: str, option: str) -> list[float]:

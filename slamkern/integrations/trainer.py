@@ -29,14 +29,12 @@ class SlamCallback(TrainerCallback):
     """Trains ``projections`` of the layers of ``selection``; pass it to the trainer when that is made.
 
     Logs ``tokens_per_second`` (real tokens: no padding) and ``trained_share`` of the parameters beside the loss; they
-    are in ``trainer.state.log_history`` too. Refuses, in one line: a selection of single neurons (only
-    ``slamkern.train`` can train those), freeze flags or frozen weights that changed, a resumed checkpoint of another
-    selection or base, and a first batch whose packed sequences see each other.
+    are in ``trainer.state.log_history`` too. A selection of single neurons needs a patched model.
+    Refuses, in one line: freeze flags or frozen weights that changed, a resumed checkpoint of another selection or
+    base, and a first batch whose packed sequences see each other.
     """
 
     def __init__(self, selection: LayerSelection, projections: tuple[str, ...] = ("up", "down")) -> None:
-        if selection.neurons is not None:
-            raise SlamkernError("a selection of single neurons trains with slamkern.train only, not in a Trainer")
         self.selection, self.projections = selection, projections
         self._names: frozenset[str] = frozenset()
         self._share = 0.0

@@ -37,6 +37,18 @@ def test_each_command_writes_a_delta(folders, tmp_path, capsys):
     assert main(["export", "--model", base, "--delta", both, "--out", str(tmp_path / "full")]) == 0
 
 
+def test_a_delta_goes_to_an_adapter_and_back(folders, tmp_path, capsys):
+    pytest.importorskip("peft")
+    base, trained = folders
+    adapter, folded = str(tmp_path / "adapter"), str(tmp_path / "folded")
+    assert main(["delta", "lora", trained, "--rank", "8", "--model", base, "--out", adapter]) == 0
+    assert "rank 8 leaves out" in capsys.readouterr().out
+    assert main(["delta", "fold", adapter, "--model", base, "--out", folded]) == 0
+    assert main(["export", "--model", base, "--delta", folded, "--out", str(tmp_path / "full")]) == 0
+    assert main(["delta", "fold", trained, "--model", base, "--out", str(tmp_path / "no")]) == 2
+    assert "cannot be merged into this model" in capsys.readouterr().err
+
+
 def test_a_selection_is_printed_for_axolotl(folders, capsys):
     base, trained = folders
     assert main(["unfrozen", trained, "--model", base]) == 0

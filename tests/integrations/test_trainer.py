@@ -80,6 +80,24 @@ def test_exactly_the_selection_is_trained_logged_and_saved(tmp_path):
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in weights(fresh).items())
 
 
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_single_neurons_and_halves_of_a_weight_train_here_too(tmp_path, family):
+    register()
+    model = patch_model(tiny_model(family))
+    model.set_attn_implementation("slamkern_packed")
+    before = weights(model)
+    neurons = {0: (1, 2), 2: (5,)} if family == "llama" else None
+    selection = LayerSelection(layers=(0, 2), neurons=neurons)
+    trainer_of(model, tmp_path, [SlamCallback(selection)]).train()
+    fresh = tiny_model(family)
+    assert len(load_delta(fresh, tmp_path / DELTA_FOLDER)) == 4
+    after = weights(model)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in weights(fresh).items())
+    name = f"model.layers.2.mlp.{'up_proj' if neurons else 'gate_up_proj'}.weight"
+    changed = (after[name] != before[name]).any(1).nonzero().squeeze(1).tolist()
+    assert changed == ([5] if neurons else list(range(48, 96)))
+
+
 def test_a_resumed_run_ends_where_the_unbroken_one_does(tmp_path):
     whole = packed_model()
     trainer_of(whole, tmp_path / "whole", [SlamCallback(SELECTION)]).train()
@@ -94,9 +112,6 @@ def test_a_resumed_run_ends_where_the_unbroken_one_does(tmp_path):
 
 
 def test_what_would_train_something_else_is_refused(tmp_path):
-    neurons = LayerSelection(layers=(0,), neurons={0: (1, 2)})
-    with pytest.raises(SlamkernError, match="single neurons"):
-        SlamCallback(neurons)
     late = trainer_of(packed_model(), tmp_path)
     late.add_callback(SlamCallback(SELECTION))
     with pytest.raises(SlamkernError, match="when it is made"):

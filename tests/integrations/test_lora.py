@@ -1,0 +1,72 @@
+"""LoRA on a selection, a delta as an adapter and back, with PEFT itself."""
+
+import copy
+
+import pytest
+import torch
+from support.tiny_models import tiny_model
+from support.tiny_training import CONFIG
+
+import slamkern
+from slamkern.integrations.lora import delta_to_lora, lora_config, lora_to_delta
+
+peft = pytest.importorskip("peft")
+
+
+def trained_delta(family, folder):
+    """A delta of rank 2 in layers 0 and 2; returns the trained model."""
+    model = tiny_model(family)
+    drawn = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for trainable in slamkern.apply_selection(model, [0, 2]):
+            rows, columns = trainable.parameter.shape
+            change = torch.randn(rows, 2, generator=drawn) @ torch.randn(2, columns, generator=drawn)
+            trainable.parameter.add_(0.1 * change)
+    slamkern.save_delta(model, folder)
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_delta_becomes_an_adapter_and_a_delta_again(family, tmp_path, input_ids):
+    expected = trained_delta(family, tmp_path / "delta")
+    base = tiny_model(family)
+    before = copy.deepcopy(base.state_dict())
+    assert delta_to_lora(base, tmp_path / "delta", tmp_path / "adapter", 2) < 1e-9
+    assert 0.1 < delta_to_lora(base, tmp_path / "delta", tmp_path / "less", 1) < 0.9
+    assert delta_to_lora(base, tmp_path / "delta", tmp_path / "more", 40) < 1e-9  # more than the width of 32
+    for name in ("adapter", "more"):
+        plain = peft.PeftModel.from_pretrained(tiny_model(family), tmp_path / name)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                plain(input_ids=input_ids).logits, expected(input_ids=input_ids).logits, rtol=1e-3, atol=1e-4
+            )
+    lora_to_delta(base, tmp_path / "adapter", tmp_path / "folded")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
+    assert len(slamkern.load_delta(base, tmp_path / "folded")) == 4
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(base.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+    with pytest.raises(slamkern.SlamkernError, match="exists"):
+        lora_to_delta(base, tmp_path / "adapter", tmp_path / "folded")
+
+
+def test_an_adapter_on_the_selection_trains_in_the_packed_loop(fit):
+    model = slamkern.patch_model(tiny_model())
+    selection = slamkern.LayerSelection(layers=(0, 2))
+    wrapped = peft.get_peft_model(model, lora_config(model, selection, r=2, init_lora_weights=False))
+    adapted = {name for name, p in wrapped.named_parameters() if p.requires_grad}
+    expected = [
+        f"base_model.model.model.layers.{i}.mlp.{x}_proj.lora_{ab}"
+        for i in (0, 2)
+        for x in ("up", "down")
+        for ab in "AB"
+    ]
+    assert adapted == {f"{name}.default.weight" for name in expected}
+    before = {name: tensor.clone() for name, tensor in wrapped.state_dict().items()}
+    _, result = fit(CONFIG, model=wrapped)
+    changed = {name for name, tensor in wrapped.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == adapted
+    assert len(result.losses) and result.losses[-1] < result.losses[0]
+    with pytest.raises(slamkern.SlamkernError, match=r"no FFN that slamkern knows in layers \[9\]"):
+        lora_config(tiny_model(), [9])
+    with pytest.raises(slamkern.SlamkernError, match="has no projection 'gate'"):
+        lora_config(tiny_model("gpt2"), [0], ["gate"])
