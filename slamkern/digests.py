@@ -1,6 +1,9 @@
 """SHA-256 of tensors: over data type, shape and raw bytes, so that no changed, moved or reordered value goes unseen.
 
 And of texts, each with its length, so that what moves from one to the next does not go unseen either.
+
+What is hashed are the values in memory, whatever file they came from, and no hash is kept for the next time: a GB takes
+0.6 s of one core with SHA instructions (an AMD EPYC), less than loading it, and a file's name and time say less.
 """
 
 import hashlib
