@@ -9,6 +9,10 @@ class SlamkernError(ValueError):
     The command line prints it after ``error:`` and exits with status 2.
     """
 
+    def __init__(self, message: str) -> None:
+        # A name or a value in it may come from a file and hold line breaks.
+        super().__init__(message.replace("\r", "\\r").replace("\n", "\\n"))
+
 
 def printable(text: str) -> str:
     """``text`` with what would steer a terminal (escape sequences in a name, say) written out as escapes.

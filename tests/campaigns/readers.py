@@ -172,7 +172,7 @@ def gguf(data: bytes, folder: Path) -> None:
     load_tokenizer(str(put(folder / "model.gguf", data)))
 
 
-def _gguf_example() -> bytes:
+def gguf_example() -> bytes:
     from gguf import GGUFWriter
 
     with tempfile.TemporaryDirectory() as folder:
@@ -298,5 +298,5 @@ READERS: dict[str, Reader] = {
     "chat_template": Reader(chat_template, _given(TEMPLATE)),
     "prompt_file": Reader(prompt_file, _given("Q: {instruction}\nA in {language}:")),
     "model_folder": Reader(model_folder, _model_examples),
-    "gguf": Reader(gguf, lambda run: [_gguf_example()]),
+    "gguf": Reader(gguf, lambda run: [gguf_example()]),
 }

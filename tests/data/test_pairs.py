@@ -113,12 +113,14 @@ def test_bad_records_and_arguments(tmp_path):
     (tmp_path / "numbers.json").write_text("[1, 2]")
     lacking = write_lines(tmp_path / "lacking.jsonl", [good, {"source": "Hallo", "source_language": "de"}])
     other_kind = write_lines(tmp_path / "kind.jsonl", [good | {"kind": "poem"}])
+    odd_name = write_lines(tmp_path / "odd.jsonl", [good, {"so\nurce": "Hallo"}])
     for path, message in [
         (broken, "broken.jsonl:2: not JSON"),
         (tmp_path / "list.json", "list.json: not JSON: .*line 1"),
         (tmp_path / "numbers.json", "record 1 of .* is not a JSON object"),
         (lacking, "record 2 of .* has none of the fields target; it has source, source_language"),
         (other_kind, "kind 'poem'; use question or answer"),
+        (odd_name, r"it has so\\nurce$"),
         ("corpus:many", "not a number of problems"),
         ("corpus:0", "not a number of problems"),
     ]:

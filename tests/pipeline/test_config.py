@@ -45,6 +45,10 @@ def test_what_people_write_is_what_they_mean(tmp_path: Path) -> None:
         ("select: {k: 0}", r"run.yaml: select.k: .*greater than or equal to 1, not 0"),
         ("train: {num_train_epochs: 0}", r"run.yaml: train: num_train_epochs is 0"),
         ("train: {output_dir: x}", r"run.yaml: unknown key 'train.output_dir'"),
+        (
+            "train: {max_steps: 2000000000}",
+            r"run.yaml: train: max_steps is 2,000,000,000; it must be at most 1,000,000",
+        ),
         ("train: {max_steps: true}", r"run.yaml: train.max_steps: .*valid integer, not True"),
         ("train: {max_steps: 1:30}", r"run.yaml: train.max_steps: .*valid integer, not '1:30'"),
         ("train: {learning_rate: .inf}", r"run.yaml: train.learning_rate: .*finite number, not inf"),

@@ -7,6 +7,7 @@ from support.tiny_models import tiny_model
 
 from slamkern.data.packing import Example
 from slamkern.errors import SlamkernError
+from slamkern.files import load_tensors, save_tensors
 from slamkern.modules.patch import patch_model
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection
@@ -110,6 +111,10 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(tmp_path):
         revert_layers(folder, [1, 7], tmp_path / "out")
     with pytest.raises(SlamkernError, match=r"all layers .* nothing is left"):
         revert_layers(folder, [0, 2], tmp_path / "out")
+    tensors, metadata = load_tensors(folder / "delta.safetensors", "delta")
+    save_tensors(tmp_path / "head/delta.safetensors", tensors | {"lm_head.weight": torch.ones(2)}, metadata)
+    with pytest.raises(SlamkernError, match=r"changes lm_head\.weight, which is of no layer"):
+        revert_layers(tmp_path / "head", [0], tmp_path / "out")
     with pytest.raises(SlamkernError, match="finite"):
         read_change(model, [(folder, float("nan"))])
     with pytest.raises(SlamkernError, match="was trained on"):
