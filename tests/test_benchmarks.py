@@ -12,6 +12,7 @@ from support.kernel_checks import DEVICE
 import slamkern.kernels
 from benchmarks import (
     ceilings,
+    dry_run,
     fp8,
     goals,
     gpu,
@@ -26,8 +27,11 @@ from benchmarks.operations import Workload, products
 from benchmarks.shapes import TINY
 from benchmarks.timing import Case, interleaved
 from slamkern import record_stats
+from slamkern.bench.workload import SHAPES
 from slamkern.data.tokenization import tokenize_texts
 from slamkern.ops.dispatch import backends
+from slamkern.pipeline.config import load_config
+from slamkern.pipeline.launch import read_launch
 from slamkern.probe.collect import probe_batches
 
 CPU = torch.device("cpu")
@@ -187,3 +191,11 @@ def test_hook_baseline_counts_what_the_recorder_counts():
         torch.testing.assert_close(total.double() / count, mean, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(squares.double() - count * mean**2, stats.m2[:, layer], rtol=1e-3, atol=1e-6)
         assert torch.equal(active.long(), stats.active[:, layer])
+
+
+def test_every_preset_is_a_configuration_with_a_launch_that_can_be_planned():
+    for name, (shape, launch, _) in dry_run.PLANNED.items():
+        config = load_config(dry_run.PRESETS / f"{name}.yaml")
+        job = read_launch(dry_run.PRESETS / f"{launch}.accelerate.yaml")
+        assert config.train.gradient_accumulation_steps % job.processes == 0  # micro-batches stay whole
+        assert shape in SHAPES and config.model.dtype == "bfloat16"

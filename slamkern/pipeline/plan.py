@@ -45,6 +45,8 @@ class Plan:
         self.config, self.launch = config, launch or read_launch(None)
         self.memory: dict[str, dict[str, int]] = {}  # replicated, sharded -> part -> bytes
         self.wire: dict[str, int] = {}  # replicated, sharded -> bytes a step
+        self.trained = self.steps = self.delta_bytes = self.checkpoint_bytes = 0
+        self.flops = self.seconds = 0.0  # of training
         spec, trust = config.model.name, config.model.trust_remote_code
         full: Any = load_config_of(spec, trust_remote_code=trust)
         self.shape = full.get_text_config()
@@ -102,6 +104,7 @@ class Plan:
         share = 100 * trained / self.parameters
         which = ", ".join(map(str, layers)) + ("" if selection is not None else " (or others, as the probe says)")
         self.lines.append(("train", f"{trained:,} parameters ({share:.2f} %) of the layers {which}"))
+        self.trained, self.steps = trained, len(plan)
         tokens = sum(lengths[index] for step in plan for batch in step for index in batch)
         what = f"{len(plan):,} steps, {tokens:,} tokens, {tokens / len(plan):,.0f} a step"
         try:
@@ -111,16 +114,17 @@ class Plan:
                 dimensions.minimum_flops([lengths[i] for i in step], sum(supervised[i] for i in step), layers)
                 for step in steps
             )
-            self._work("  work", what, flops)
+            self.flops, self.seconds = flops, self._work("  work", what, flops)
             if set(section.projections) == {"up", "down"}:
                 self._memory(largest, layers, trained)
         except AttributeError as error:
             self.lines.append(
                 ("  work", f"{what}; FLOPs and memory are not known for {self.shape.model_type} ({error})")
             )
-        delta = trained * self.dtype.itemsize
-        kept = KEPT * (delta + STATE_BYTES * trained)
-        self.lines.append(("  disk", f"{gigabytes(delta)} of trained weights, up to {gigabytes(kept)} of checkpoints"))
+        self.delta_bytes = trained * self.dtype.itemsize
+        self.checkpoint_bytes = KEPT * (self.delta_bytes + STATE_BYTES * trained)
+        delta, kept = gigabytes(self.delta_bytes), gigabytes(self.checkpoint_bytes)
+        self.lines.append(("  disk", f"{delta} of trained weights, up to {kept} of checkpoints"))
 
     def evaluate(self, questions: Sequence[Question], times: int = 1) -> None:
         """Every answer as long as it may be."""
@@ -160,12 +164,14 @@ class Plan:
             at = f"{seconds} at {rate / 1e9:g} GB/s of {link}"
             self.lines.append(("  wire", f"{gigabytes(count)} sent by each process in a step, {WAYS[name]}: {at}"))
 
-    def _work(self, name: str, what: str, flops: float) -> None:
+    def _work(self, name: str, what: str, flops: float) -> float:
+        """Adds the line; returns the seconds."""
         processes = self.launch.processes
         seconds = flops / (processes * TERAFLOPS * 1e12 * UTILIZATION)
         times = f"{processes} times " if processes > 1 else ""
         at = f"{_duration(seconds)} at {UTILIZATION:.0%} of {times}{TERAFLOPS:g} TFLOP/s"
         self.lines.append((name, f"{what}; {flops:.3g} FLOPs, {at}"))
+        return seconds
 
 
 def _parts(footprint: Footprint, positions: int) -> dict[str, int]:
