@@ -44,7 +44,7 @@ def test_killed_runs_resume_bit_by_bit(tmp_path: Path) -> None:
     outcomes = Counter(entry["outcome"] for entry in done)
     result = {
         "trials": len(done),
-        "killed": sum(stages[stage] for stage in STAGES),
+        "killed": sum(stages[stage] + again[stage] for stage in STAGES),
         "killed_in": {stage: stages[stage] for stage in STAGES},
         "killed_again_while_resuming_in": {stage: again[stage] for stage in STAGES},
         "done_before_the_kill": stages[None] + again[None],
