@@ -235,7 +235,15 @@ def _reaching_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        words = str(error).strip().partition("\n")[0]
-        raise SlamkernError(
-            f"another of the {launched()} processes of this job ended or does not answer ({words}); start the job again"
-        ) from error
+        raise lost(error) from error
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error of torch means that a process is gone; gloo's have no class of their own."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+
+
+def lost(error: BaseException) -> SlamkernError:
+    """What to raise for it."""
+    others, words = f"{launched()} processes of this job", str(error).strip().partition("\n")[0]
+    return SlamkernError(f"another of the {others} ended or does not answer ({words}); start it again")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from slamkern import distributed
 from slamkern.data.packing import Example
 from slamkern.errors import SlamkernError
 from slamkern.training.batches import sum_loss
@@ -46,6 +47,8 @@ class Accumulator:
             try:
                 return self._backward(parts, supervised)
             except (MemoryError, RuntimeError) as error:
+                if distributed.is_lost(error):  # sharded weights are gathered on the way
+                    raise distributed.lost(error) from error
                 if not out_of_memory(error):
                     raise
             # Outside of the except block: its traceback would hold on to the activations.

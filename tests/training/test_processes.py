@@ -151,13 +151,13 @@ def test_two_then_one_then_three_processes_end_where_one_does(fit, tmp_path, mon
     assert all(torch.equal(tensor, finished[1][0][name]) for name, tensor in finished[0][0].items())
 
 
-@pytest.mark.parametrize("how", ["killed", "silent"])
+@pytest.mark.parametrize("how", ["killed", "silent", "killed sharded"])
 def test_a_process_that_is_gone_ends_the_others_with_one_line(fit, tmp_path, monkeypatch, how):
     original = loop.learning_rate
 
     def fail(done, *rest):
         if done == 3 and distributed.rank() == 1:
-            if how == "killed":
+            if how.startswith("killed"):
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(16)
         return original(done, *rest)
@@ -167,7 +167,7 @@ def test_a_process_that_is_gone_ends_the_others_with_one_line(fit, tmp_path, mon
         monkeypatch.setattr(loop, "learning_rate", fail)
         started = time.monotonic()
         try:
-            fit(replace(CONFIG, save_steps=2), out=tmp_path)
+            fit(replace(CONFIG, save_steps=2, fsdp=how == "killed sharded"), out=tmp_path)
         except SlamkernError as error:
             return str(error), time.monotonic() - started
 
