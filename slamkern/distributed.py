@@ -48,6 +48,10 @@ def join(timeout: timedelta = TIMEOUT) -> None:
             PartialState(backend="cpu:gloo,cuda:nccl", timeout=timeout)
         else:
             PartialState(cpu=True, timeout=timeout)
+    if not dist.is_initialized():  # accelerate keeps the state that it was asked for first
+        raise SlamkernError(
+            f"{launched()} processes were started, but accelerate was set up for one before WORLD_SIZE was"
+        )
 
 
 def world_size() -> int:

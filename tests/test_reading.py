@@ -98,7 +98,7 @@ PARSERS = {
 }  # fmt: skip
 VALIDATORS = {"validate_json", "model_validate_json"}
 READERS = {"slamkern/reading.py"}
-SCHEMAS = {"slamkern/schemas/check.py", "slamkern/pipeline/config.py"}
+SCHEMAS = {"slamkern/schemas/check.py", "slamkern/pipeline/config.py", "slamkern/bakeoff/config.py"}
 
 
 def foreign_parsers(text: str) -> list[str]:

@@ -1,6 +1,5 @@
 """Which layers and neurons a cell trains: its rule, applied to what was measured of the base model once."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -68,4 +67,4 @@ def _parse(text: str) -> tuple[str, int, str]:
 
 def describe(cell: Cell) -> dict[str, Any]:
     """The values of a cell that are not the defaults."""
-    return dict(json.loads(cell.model_dump_json(exclude_defaults=True)))
+    return cell.model_dump(mode="json", exclude_defaults=True)

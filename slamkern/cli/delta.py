@@ -118,7 +118,7 @@ def lora(
 
     base, _ = load(configure(config, overrides, model={"name": model}))
     lost = delta_to_lora(base, trained, out, rank)
-    typer.echo(f"{out}: rank {rank} leaves out {100 * lost:.2f} % of the squared change")
+    say(f"{out}: rank {rank} leaves out {100 * lost:.2f} % of the squared change")
 
 
 @delta.command()
@@ -133,7 +133,7 @@ def fold(
     from slamkern.integrations.lora import lora_to_delta
 
     base, _ = load(configure(config, overrides, model={"name": model}))
-    typer.echo(str(lora_to_delta(base, adapter, out)))
+    say(str(lora_to_delta(base, adapter, out)))
 
 
 def _numbers(text: str, option: str) -> list[float]:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import accelerate  # noqa: F401  (before the fork, once for all)
 import torch
+from accelerate.state import AcceleratorState  # imported before the fork, once for all
 
 from slamkern.errors import SlamkernError
 
@@ -53,6 +53,7 @@ def _start(rank: int, count: int, port: int, work: Callable[[int], Any], folder:
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
     }  # fmt: skip
+    AcceleratorState._reset_state(reset_partial_state=True)  # that of a Trainer in the tests before
     try:
         try:
             result = work(rank)

@@ -172,12 +172,9 @@ def test_recipe_refuses_choices_that_do_not_exist(changes, words):
         replace(CONFIG, **changes)
 
 
-@pytest.mark.parametrize("changes", [{"max_steps": 2**31 - 1}, {"num_train_epochs": 2**31 - 1}])
-def test_more_epochs_than_anybody_waits_for_are_refused_at_once(changes):
-    with pytest.raises(
-        SlamkernError, match=r"is 2,147,483,647, which is [\d,]+ epochs of 10 examples; at most 100,000"
-    ):
-        StepPlan([20] * 10, replace(CONFIG, **changes))
+def test_more_epochs_than_anybody_waits_for_are_refused_at_once():
+    with pytest.raises(SlamkernError, match=r"is 1,000,000, which is [\d,]+ epochs of 10 examples; at most 100,000"):
+        StepPlan([20] * 10, replace(CONFIG, max_steps=1_000_000))
 
 
 def test_max_steps_runs_as_many_epochs_as_it_takes():
