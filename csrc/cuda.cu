@@ -10,6 +10,8 @@ using namespace slamkern;
 
 namespace {
 
+constexpr int64_t SHARED_BYTES = 48 * 1024;  // of a block, without asking for more
+
 template <int VALUE>
 using Constant = std::integral_constant<int, VALUE>;
 
@@ -82,8 +84,10 @@ int slamkern_swiglu_stats(const void* gate, int64_t gate_stride, const void* up,
                           double* m2, int64_t* active, void* workspace, int, void* stream_pointer) {
   const auto stream = static_cast<cudaStream_t>(stream_pointer);
   const Workspace work(workspace, tokens, neurons, languages);
-  row_map<<<static_cast<unsigned>(languages + 1), MAP_THREADS, (languages + 1) * sizeof(int), stream>>>(
-      language_ids, static_cast<int>(tokens), static_cast<int>(languages), work, count);
+  const int64_t counters = (languages + 1) * static_cast<int64_t>(sizeof(int));  // of a warp
+  const auto warps = static_cast<unsigned>(std::clamp<int64_t>(SHARED_BYTES / counters, 1, MAP_WARPS));
+  row_map<<<1, 32 * warps, warps * counters, stream>>>(language_ids, static_cast<int>(tokens),
+                                                       static_cast<int>(languages), work, count);
   if (neurons == 0) return static_cast<int>(cudaGetLastError());
   if (tokens > 0) {
     const int error = launch_forward<true>(gate, gate_stride, up, up_stride, hidden, hidden_stride, tokens, neurons,

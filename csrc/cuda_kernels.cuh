@@ -13,11 +13,21 @@ namespace slamkern {
 
 constexpr int THREADS = 128;  // each owns a vector of neurons
 constexpr int BLOCKS = 4;     // resident on a multiprocessor: 128 registers a thread
-constexpr int MAP_THREADS = 1024;
+constexpr int MAP_WARPS = 32;   // of row_map at most
+constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr int TILE_ROWS = 128;  // partial moments are then 1.6 % of the traffic of gate, up and hidden in bfloat16
 constexpr int UNROLL = 3;       // rows whose loads are in flight together
 
 __host__ __device__ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The sum of x over the lanes up to this one.
+__device__ inline int sum_to_lane(int x, int lane) {
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int other = __shfl_up_sync(ALL_LANES, x, distance);
+    if (lane >= distance) x += other;
+  }
+  return x;
+}
 
 struct Tile {
   int first, rows, language;
@@ -50,49 +60,71 @@ struct Workspace {
   static int64_t max_tiles(int64_t tokens, int64_t languages) { return tokens / TILE_ROWS + languages + 1; }
 };
 
-// Block b owns language b (the last block: the tokens of no language): their tiles, and their place in the order.
+// One block: the tokens in the order of their language, those of no language last, and the tiles that they make.
+//
+// Each warp counts the languages of its share of the tokens, learns where each of them goes, and puts them there, in
+// order: a stable counting sort without atomics, which reads the ids twice however many languages there are.
 __global__ void row_map(const int32_t* ids, int tokens, int languages, Workspace work, int64_t* count) {
-  extern __shared__ int rows_of[];  // tokens of each language, and of none
-  __shared__ int ranks[MAP_THREADS / 32], first_row, first_tile;
-  const int language = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const auto group = [=](int token) {
-    const int id = ids[token];
-    return id >= 0 && id < languages ? id : languages;
+  extern __shared__ int places[];  // (warps, languages + 1): a warp's tokens of a language, then where its next one goes
+  const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, groups = languages + 1;
+  const int share = static_cast<int>(divide_up(tokens, warps)), first = min(warp * share, tokens);
+  const int last = min(first + share, tokens);
+  int* const mine = places + warp * groups;
+  const auto group = [=](int token) {  // its language; `languages` stands for none, -1 for no token
+    const int id = token < last ? ids[token] : -1;
+    return token >= last ? -1 : id >= 0 && id < languages ? id : languages;
   };
-  for (int i = threadIdx.x; i <= languages; i += MAP_THREADS) rows_of[i] = 0;
-  __syncthreads();
-  for (int token = threadIdx.x; token < tokens; token += MAP_THREADS) atomicAdd(&rows_of[group(token)], 1);
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    first_row = first_tile = 0;
-    for (int i = 0; i < language; ++i) {
-      first_row += rows_of[i];
-      first_tile += static_cast<int>(divide_up(rows_of[i], TILE_ROWS));
-    }
-    work.first_tile[language] = first_tile;
-    if (language < languages) count[language] = rows_of[language];
-    else work.first_tile[language + 1] = first_tile + static_cast<int>(divide_up(rows_of[language], TILE_ROWS));
+
+  for (int i = lane; i < groups; i += 32) mine[i] = 0;
+  __syncwarp();
+  for (int start = first; start < last; start += 32) {
+    const int own = group(start + lane);
+    const unsigned peers = __match_any_sync(ALL_LANES, own);
+    if (own >= 0 && lane == __ffs(peers) - 1) mine[own] += __popc(peers);
+    __syncwarp();
   }
   __syncthreads();
-  const int rows = rows_of[language];
-  for (int i = threadIdx.x; i * TILE_ROWS < rows; i += MAP_THREADS)
-    work.tiles[first_tile + i] = {first_row + i * TILE_ROWS, min(TILE_ROWS, rows - i * TILE_ROWS), language};
 
-  int place = first_row;
-  for (int start = 0; start < tokens; start += MAP_THREADS) {
-    const int token = start + threadIdx.x;
-    const bool mine = token < tokens && group(token) == language;
-    const unsigned votes = __ballot_sync(0xffffffffu, mine);
-    if (lane == 0) ranks[warp] = __popc(votes);
-    __syncthreads();
-    int before = 0, all = 0;
-    for (int w = 0; w < MAP_THREADS / 32; ++w) {
-      before += w < warp ? ranks[w] : 0;
-      all += ranks[w];
+  if (warp == 0) {
+    int row = 0, tile = 0;  // before the languages of this turn, one a lane
+    for (int start = 0; start < groups; start += 32) {
+      const int i = start + lane;
+      int rows = 0;
+      for (int w = 0; i < groups && w < warps; ++w) rows += places[w * groups + i];
+      const int tiles = static_cast<int>(divide_up(rows, TILE_ROWS));
+      const int row_end = row + sum_to_lane(rows, lane), tile_end = tile + sum_to_lane(tiles, lane);
+      if (i < groups) {
+        int place = row_end - rows;
+        for (int w = 0; w < warps; ++w) {
+          const int n = places[w * groups + i];
+          places[w * groups + i] = place;
+          place += n;
+        }
+        work.first_tile[i] = tile_end - tiles;
+        if (i < languages) count[i] = rows;
+        else work.first_tile[i + 1] = tile_end;
+      }
+      row = __shfl_sync(ALL_LANES, row_end, 31);
+      tile = __shfl_sync(ALL_LANES, tile_end, 31);
     }
-    if (mine) work.order[place + before + __popc(votes & ((1u << lane) - 1))] = token;
-    place += all;
-    __syncthreads();
+  }
+  __syncthreads();
+
+  // Until the first warp places a token its places are where the languages begin.
+  for (int g = warp; g < groups; g += warps) {
+    const int begin = places[g], end = g < languages ? places[g + 1] : tokens;
+    for (int i = lane; begin + i * TILE_ROWS < end; i += 32)
+      work.tiles[work.first_tile[g] + i] = {begin + i * TILE_ROWS, min(TILE_ROWS, end - begin - i * TILE_ROWS), g};
+  }
+  __syncthreads();
+
+  for (int start = first; start < last; start += 32) {
+    const int own = group(start + lane);
+    const unsigned peers = __match_any_sync(ALL_LANES, own);
+    if (own >= 0) work.order[mine[own] + __popc(peers & ((1u << lane) - 1))] = start + lane;
+    __syncwarp();
+    if (own >= 0 && lane == __ffs(peers) - 1) mine[own] += __popc(peers);
+    __syncwarp();
   }
 }
 
