@@ -86,7 +86,10 @@ def measured(folder: Path, shape: str) -> Row:
     model = patch_model(shape_builder(shape, torch.device("cpu"), torch.float32)())
     apply_selection(model, choose_before_probe(model.config.num_hidden_layers, 2, "lowest", "lower"))
     examples = tokenize(pairs, plan.tokenizer, config.train)
-    batch = collate([examples[index] for index in StepPlan(examples.lengths.tolist(), config.train)[0][0]])
+    lengths = examples.lengths.tolist()
+    batches = [batch for step in StepPlan(lengths, config.train) for batch in step]
+    largest = max(batches, key=lambda batch: sum(lengths[index] for index in batch))
+    batch = collate([examples[index] for index in largest])
     batch = replace(batch, input_ids=batch.input_ids % model.config.vocab_size, labels=batch.labels.clamp(max=99))
     optimizer, head = MasterAdamW(trained_parameters(model).items()), read_head(model)
     optimizer.gradients()

@@ -49,9 +49,7 @@ def join(timeout: timedelta = TIMEOUT) -> None:
         else:
             PartialState(cpu=True, timeout=timeout)
     if not dist.is_initialized():  # accelerate keeps the state that it was asked for first
-        raise SlamkernError(
-            f"{launched()} processes were started, but accelerate was set up for one before WORLD_SIZE was"
-        )
+        raise SlamkernError(f"{launched()} processes were started, but accelerate was set up in this one without them")
 
 
 def world_size() -> int:

@@ -99,7 +99,10 @@ class Plan:
         examples = tokenize(pairs, self.tokenizer, config, context=context)
         lengths, supervised = examples.lengths.tolist(), examples.supervised.tolist()
         plan = StepPlan(lengths, config)
-        largest = max(sum(lengths[index] for index in batch) for step in plan for batch in step)
+        batches = [batch for step in plan for batch in step]
+        largest, labels = (
+            max(sum(counts[index] for index in batch) for batch in batches) for counts in (lengths, supervised)
+        )
         trained = sum(entry.parameter.numel() for entry in apply_selection(self.model, layers, section.projections))
         share = 100 * trained / self.parameters
         which = ", ".join(map(str, layers)) + ("" if selection is not None else " (or others, as the probe says)")
@@ -116,7 +119,7 @@ class Plan:
             )
             self.flops, self.seconds = flops, self._work("  work", what, flops)
             if set(section.projections) == {"up", "down"}:
-                self._memory(largest, layers, trained)
+                self._memory(largest, labels, layers, trained)
         except AttributeError as error:
             self.lines.append(
                 ("  work", f"{what}; FLOPs and memory are not known for {self.shape.model_type} ({error})")
@@ -138,7 +141,7 @@ class Plan:
         # Decoding waits for memory, not for FLOPs, so these say nothing about its time.
         self.lines.append((name, f"{what}; {2 * times * (read + written) * self.parameters:.3g} FLOPs"))
 
-    def _memory(self, positions: int, layers: Sequence[int], trained: int) -> None:
+    def _memory(self, positions: int, supervised: int, layers: Sequence[int], trained: int) -> None:
         """What one process holds and sends, with all weights and, of several processes, sharded."""
         config, processes, itemsize = self.config.train, self.launch.processes, self.dtype.itemsize
         micro_batches = -(-config.gradient_accumulation_steps // processes)
@@ -147,7 +150,7 @@ class Plan:
         ways = {"replicated": whole}
         if processes > 1 and not fp8:
             ways["sharded"] = sharded_footprint(whole, self.shape, layers, processes, itemsize=itemsize)
-        self.memory = {name: _parts(footprint, positions) for name, footprint in ways.items()}
+        self.memory = {name: _parts(footprint, positions, supervised) for name, footprint in ways.items()}
         for name, parts in self.memory.items():
             words = ", ".join(f"{part} {gigabytes(value)}" for part, value in parts.items())
             where = f" in each of {processes} processes, {WAYS[name]}" if processes > 1 else ""
@@ -174,14 +177,14 @@ class Plan:
         return seconds
 
 
-def _parts(footprint: Footprint, positions: int) -> dict[str, int]:
+def _parts(footprint: Footprint, positions: int, supervised: int) -> dict[str, int]:
     """Bytes at the peak of a step, by what they are for."""
     parts = {
         "weights": footprint.weights,
         "optimizer": footprint.state,
         "saved for backward": footprint.saved_bytes(positions),
     }
-    return parts | {"workspace": footprint.total(positions) - sum(parts.values())}
+    return parts | {"workspace": footprint.total(positions, supervised=supervised) - sum(parts.values())}
 
 
 def _duration(seconds: float) -> str:

@@ -51,14 +51,25 @@ class Footprint:
         less = sum(self.recomputable[layer] for layer in recompute if layer in layers)
         return round((sum(self.saved[layer] for layer in layers) - less) * positions)
 
-    def workspace_bytes(self, positions: int, recompute: Collection[int] = ()) -> tuple[int, int]:
-        """Of the backward of one FFN, and of a chunk of logits."""
+    def workspace_bytes(
+        self, positions: int, recompute: Collection[int] = (), *, supervised: int | None = None
+    ) -> tuple[int, int]:
+        """Of the backward of one FFN, and of a chunk of logits. supervised: positions with a label; None: all."""
+        rows = min(positions if supervised is None else supervised, LOGITS_CHUNK)
         ffn = (self.ffn + (self.recomputing if recompute else 0)) * positions + self.products
-        return round(ffn), round(self.logits * min(positions, LOGITS_CHUNK))
+        return round(ffn), round(self.logits * rows)
 
-    def total(self, positions: int, recompute: Collection[int] = (), *, offload: bool = False) -> int:
-        """Bytes at the peak of a step whose micro-batches have so many positions."""
-        ffn, logits = self.workspace_bytes(positions, recompute)
+    def total(
+        self,
+        positions: int,
+        recompute: Collection[int] = (),
+        *,
+        offload: bool = False,
+        supervised: int | None = None,
+    ) -> int:
+        """Bytes at the peak of a step whose micro-batches have so many positions, ``supervised`` (None: all) of them
+        with a label."""
+        ffn, logits = self.workspace_bytes(positions, recompute, supervised=supervised)
         forward = self.saved_bytes(positions, recompute) + max(ffn, logits)
         gradients = self.offloaded_gradients if offload else self.gradients
         backward = self.saved_bytes(positions, recompute, up_to=self.highest) + ffn + gradients
