@@ -1,4 +1,5 @@
-"""Every kernel under compute-sanitizer: no access out of bounds (memcheck), no race in shared memory (racecheck).
+"""Every kernel under compute-sanitizer: no access out of bounds (memcheck), no race in shared memory (racecheck), no
+memory read before it is written (initcheck), no barrier that some threads miss (synccheck).
 
     python -m benchmarks.sanitize [--device cuda]
 
@@ -22,7 +23,7 @@ from slamkern import kernels
 from slamkern.ops import native
 
 COLUMNS = ("tool", "kernels", "errors", "absent")
-TOOLS = ("memcheck", "racecheck")
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 _PROGRAM = "from benchmarks import sanitize; sanitize.launch_every_kernel('cuda')"
 _COUNT = re.compile(r"(?:ERROR SUMMARY: (\d+) error)|(?:RACECHECK SUMMARY: (\d+) hazard)")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
