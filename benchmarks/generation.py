@@ -130,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompts = [prompt.question(*row) for row in questions(own.data, own.questions)]
 
         def ours(rows: int, model: Any = model, tokenizer: Any = tokenizer, prompts: Any = prompts) -> dict[int, str]:
-            return dict(generate(model, tokenizer, prompts, max_new_tokens=limit, batch_size=rows))
+            texts = generate(model, tokenizer, prompts, max_new_tokens=limit, batch_size=rows)
+            return {index: text for index, text, _ in texts}
 
         def theirs(
             batch: int, step: int = 1, model: Any = model, tokenizer: Any = tokenizer, prompts: Any = prompts

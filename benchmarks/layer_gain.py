@@ -86,7 +86,7 @@ class Study:
             wanted = [*self.trained, *self.held_out]
             asked = [self.prompt.question(self.questions["en"][index], "en") for index in wanted]
             texts = generate(self.model, self.tokenizer, asked, max_new_tokens=REPLY_TOKENS, batch_size=32)
-            write_json(path, {str(wanted[position]): text.strip() for position, text in texts})
+            write_json(path, {str(wanted[position]): text.strip() for position, text, _ in texts})
         return {int(index): text for index, text in read_json(path).items()}
 
     def examples(self, task: str, numbers: Iterable[int]) -> list[tuple[str, int, Example]]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from slamkern.errors import SlamkernError
-from slamkern.pipeline.config import RunConfig, load_config
+from slamkern.pipeline.config import RunConfig, first_problem, load_config
 from slamkern.pipeline.sections import AlignSection, Count, Languages, Projections, Section, Seed
 from slamkern.reading import read_yaml
 
@@ -155,8 +155,6 @@ def build_bakeoff(run: RunConfig, section: Mapping[str, Any], where: str = "conf
         for cell in checked.cells:
             AlignSection.model_validate_json(json.dumps(run.align.model_dump(mode="json") | cell.align))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in ("bakeoff", *first["loc"]))
-        given = "" if first["type"] == "value_error" else f", not {first['input']!r:.80}"
-        raise SlamkernError(f"{where}: {place}: {first['msg'].removeprefix('Value error, ')}{given}") from error
+        place, message = first_problem(error)
+        raise SlamkernError(f"{where}: {'.'.join(('bakeoff', *place))}: {message}") from error
     return Bakeoff(run=run, bakeoff=checked)

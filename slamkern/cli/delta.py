@@ -4,7 +4,7 @@ See `training.delta` and `integrations.lora`.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,7 +33,7 @@ def scale(
     """A share of the change that training made: base + by * (trained - base)."""
     from slamkern.training.delta import blend_deltas
 
-    base, _ = load(configure(config, overrides, model={"name": model}))
+    base = _base(model, config, overrides)
     say(str(blend_deltas(base, [(trained, by)], out)))
 
 
@@ -54,7 +54,7 @@ def merge(
     shares = _numbers(weights, "--weights") if weights is not None else [1 / len(trained)] * len(trained)
     if len(shares) != len(trained):
         raise SlamkernError(f"{len(shares)} weights for {len(trained)} deltas; give one for each")
-    base, _ = load(configure(config, overrides, model={"name": model}))
+    base = _base(model, config, overrides)
     say(str(blend_deltas(base, list(zip(trained, shares, strict=True)), out)))
 
 
@@ -116,7 +116,7 @@ def lora(
     """The best LoRA adapter of one rank for the change, which PEFT loads; says how much of it is lost."""
     from slamkern.integrations.lora import delta_to_lora
 
-    base, _ = load(configure(config, overrides, model={"name": model}))
+    base = _base(model, config, overrides)
     lost = delta_to_lora(base, trained, out, rank)
     say(f"{out}: rank {rank} leaves out {100 * lost:.2f} % of the squared change")
 
@@ -132,8 +132,14 @@ def fold(
     """A LoRA adapter as a delta: base weights with the adapter merged."""
     from slamkern.integrations.lora import lora_to_delta
 
-    base, _ = load(configure(config, overrides, model={"name": model}))
+    base = _base(model, config, overrides)
     say(str(lora_to_delta(base, adapter, out)))
+
+
+def _base(model: str | None, config: Path | None, overrides: list[str] | None) -> Any:
+    """The base model that the options name."""
+    base, _ = load(configure(config, overrides, model={"name": model}))
+    return base
 
 
 def _numbers(text: str, option: str) -> list[float]:

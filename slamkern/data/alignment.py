@@ -92,21 +92,20 @@ def _made(
 
 def _of_language(pairs: Sequence[Pair], targets: Sequence[str], replies: Mapping[str, str]) -> Iterator[Pair]:
     """One example a pair, the targets in turn, until no pair is left that serves the next one."""
-    left = list(pairs)
+    every = iter(range(len(pairs)))
+    answered = (i for i, pair in enumerate(pairs) if pair.kind == "question" and pair.target in replies)
+    taken: set[int] = set()
     for target in cycle(targets):
-        found = next((i for i, pair in enumerate(left) if _example(pair, target, replies) is not None), None)
+        found = next((i for i in (every if target == "translation" else answered) if i not in taken), None)
         if found is None:
             return
-        example = _example(left.pop(found), target, replies)
-        assert example is not None
-        yield example
+        taken.add(found)
+        yield _example(pairs[found], target, replies)
 
 
-def _example(pair: Pair, target: str, replies: Mapping[str, str]) -> Pair | None:
+def _example(pair: Pair, target: str, replies: Mapping[str, str]) -> Pair:
     if target == "translation":
         return pair
-    if pair.kind != "question" or pair.target not in replies:
-        return None
     reply = replies[pair.target]
     text = reply if target == "reply" else f"{pair.target}\n\n{reply}"
     return replace(pair, target=text, kind="response")

@@ -15,7 +15,7 @@ from slamkern.data.prompts import Prompt, get_prompt
 from slamkern.data.tasks import Question, load_task
 from slamkern.digests import state_digest
 from slamkern.errors import SlamkernError
-from slamkern.evaluation.generation import generate_to_end
+from slamkern.evaluation.generation import generate
 from slamkern.evaluation.predictions import PredictionLog
 from slamkern.evaluation.scoring import EvaluationResult, judge, summarize
 from slamkern.progress import progress_bar
@@ -94,7 +94,7 @@ def evaluate_questions(
             if asked is not None and (asked.question, asked.gold) != (entry.question, entry.gold):
                 raise SlamkernError(f"{out} answers question {entry.id!r} of other data; choose another folder")
         open_questions = [question for question in questions if question.id not in log.finished]
-        answers = generate_to_end(
+        answers = generate(
             model, tokenizer, [prompt.question(q.question, q.language) for q in open_questions],
             max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, batch_size=batch_size, stop=stop,
             names=[q.id for q in open_questions],

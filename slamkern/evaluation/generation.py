@@ -35,25 +35,6 @@ def generate(
     batch_size: int | None = None,
     stop: Sequence[str] = (),
     names: Sequence[str] | None = None,
-) -> Iterator[tuple[int, str]]:
-    """Yield ``(index into prompts, generated text)`` for every prompt, as they finish; see `generate_to_end`."""
-    for index, text, _ in generate_to_end(
-        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, batch_size=batch_size,
-        stop=stop, names=names,
-    ):  # fmt: skip
-        yield index, text
-
-
-def generate_to_end(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int = 512,
-    batch_tokens: int = 16384,
-    batch_size: int | None = None,
-    stop: Sequence[str] = (),
-    names: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, str, bool]]:
     """Yield ``(index into prompts, generated text, whether it came to its end)`` for every prompt, as they finish.
 

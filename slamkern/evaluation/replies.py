@@ -15,7 +15,7 @@ from slamkern import distributed
 from slamkern.data.prompts import Prompt
 from slamkern.digests import state_digest
 from slamkern.errors import SlamkernError
-from slamkern.evaluation.generation import generate_to_end
+from slamkern.evaluation.generation import generate
 from slamkern.files import sealed, unsealed, write_checked, write_text
 from slamkern.progress import progress_bar
 from slamkern.reading import parse_json, read_text
@@ -58,7 +58,7 @@ def own_replies(
     part = path.with_suffix(".jsonl")
     rows = distributed.on_main(lambda: _read_part(part, settings))
     open_questions = [question for question in wanted if question not in rows]
-    answers = generate_to_end(
+    answers = generate(
         model, tokenizer, [prompt.question(question, language) for question in open_questions],
         max_new_tokens=max_new_tokens, batch_size=batch_size, names=[text[:40] for text in open_questions],
     )  # fmt: skip

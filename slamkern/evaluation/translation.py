@@ -69,7 +69,7 @@ def translation_quality(
         batch_tokens=batch_tokens, names=[f"{pairs[i].source_language}: {pairs[i].source[:40]!r}" for i in asked],
     )  # fmt: skip
     bar = progress_bar(texts, total=len(asked), desc="translate", unit="text", show=progress)
-    outputs = {asked[position]: text.strip() for position, text in bar}
+    outputs = {asked[position]: text.strip() for position, text, _ in bar}
     outputs = distributed.on_main(lambda: outputs)
     for code in languages:
         rows = [index for index in asked if pairs[index].source_language == code]

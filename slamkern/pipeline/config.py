@@ -67,14 +67,20 @@ def _build(layers: Iterable[tuple[str, Values]]) -> RunConfig:
         # As JSON, whose lists are tuples and whose objects are dataclasses even where nothing else is converted.
         return RunConfig.model_validate_json(json.dumps(merged))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = tuple(str(part) for part in first["loc"][:2])
+        place, message = first_problem(error)
+        place = place[:2]
         if not place:
             raise SlamkernError("configuration: a value is no text in UTF-8") from error
-        message = str(first["msg"]).removeprefix("Value error, ")
-        if first["type"] != "value_error":  # our own messages name the value
-            message += f", not {first['input']!r:.80}"
         raise SlamkernError(f"{given_in.get(place, 'configuration')}: {'.'.join(place)}: {message}") from error
+
+
+def first_problem(error: ValidationError) -> tuple[tuple[str, ...], str]:
+    """Where the first thing that is wrong stands, and what it is."""
+    first = error.errors()[0]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] != "value_error":  # our own messages name the value
+        message += f", not {first['input']!r:.80}"
+    return tuple(map(str, first["loc"])), message
 
 
 def _unknown(key: str, known: Iterable[str], where: str) -> SlamkernError:

@@ -108,7 +108,7 @@ class Plan:
         which = ", ".join(map(str, layers)) + ("" if selection is not None else " (or others, as the probe says)")
         self.lines.append(("train", f"{trained:,} parameters ({share:.2f} %) of the layers {which}"))
         self.trained, self.steps = trained, len(plan)
-        tokens = sum(lengths[index] for step in plan for batch in step for index in batch)
+        tokens = sum(lengths[index] for batch in batches for index in batch)
         what = f"{len(plan):,} steps, {tokens:,} tokens, {tokens / len(plan):,.0f} a step"
         try:
             dimensions = Dimensions.of(self.shape)

@@ -56,13 +56,13 @@ def test_a_killed_run_resumes_with_the_unfinished_questions_only(model, tokenize
     expected = run(model, tokenizer, out=tmp_path / "whole")
     lines = (tmp_path / "whole/predictions.jsonl").read_bytes().splitlines(keepends=True)
     asked = []
-    generate = accuracy.generate_to_end
+    generate = accuracy.generate
 
     def killed(*arguments, **options):
         yield from islice(generate(*arguments, **options), 3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(accuracy, "generate_to_end", killed)
+    monkeypatch.setattr(accuracy, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
         run(model, tokenizer, out=tmp_path)
     path = tmp_path / "predictions.jsonl"
@@ -73,7 +73,7 @@ def test_a_killed_run_resumes_with_the_unfinished_questions_only(model, tokenize
         asked.extend(options["names"])
         return generate(model, tokenizer, prompts, **options)
 
-    monkeypatch.setattr(accuracy, "generate_to_end", counted)
+    monkeypatch.setattr(accuracy, "generate", counted)
     resumed = run(model, tokenizer, out=tmp_path)
     assert resumed == expected and resumed.predictions == expected.predictions
     assert len(asked) == len(QUESTIONS) - 3
@@ -83,13 +83,13 @@ def test_a_killed_run_resumes_with_the_unfinished_questions_only(model, tokenize
 
 
 def test_an_interrupted_batch_keeps_what_was_finished(model, tokenizer, tmp_path, monkeypatch):
-    generate = accuracy.generate_to_end
+    generate = accuracy.generate
 
     def interrupted(*arguments, **options):
         yield next(iter(generate(*arguments, **options)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(accuracy, "generate_to_end", interrupted)
+    monkeypatch.setattr(accuracy, "generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(model, tokenizer, out=tmp_path)
     assert sum(score(tmp_path / "predictions.jsonl").n.values()) == 1

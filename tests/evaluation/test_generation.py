@@ -24,7 +24,8 @@ def model():
 
 
 def texts(model, tokenizer, prompts=PROMPTS, **options):
-    return dict(generate(model, tokenizer, prompts, **{"max_new_tokens": 12, **options}))
+    texts = generate(model, tokenizer, prompts, **{"max_new_tokens": 12, **options})
+    return {index: text for index, text, _ in texts}
 
 
 def argmax_loop(model, tokenizer, prompt, steps):

@@ -8,7 +8,7 @@ from support.tiny_causal_lm import ending_model, tiny_model, tiny_tokenizer
 from slamkern.data.prompts import Prompt
 from slamkern.errors import SlamkernError
 from slamkern.evaluation import replies
-from slamkern.evaluation.generation import generate_to_end
+from slamkern.evaluation.generation import generate
 
 PROMPT = Prompt("plain", "{instruction}")
 QUESTIONS = [f"How many apples are {n}?" for n in range(6)]
@@ -27,7 +27,7 @@ def ask(model, path, **options):
 
 def test_only_replies_that_end_are_used(model, tmp_path):
     found = ask(model, tmp_path / "replies.json")
-    texts = generate_to_end(model, tiny_tokenizer(), QUESTIONS, max_new_tokens=16)
+    texts = generate(model, tiny_tokenizer(), QUESTIONS, max_new_tokens=16)
     ended = {QUESTIONS[index]: text.strip() for index, text, end in texts if end and text.strip()}
     assert found == ended and 0 < len(found) < len(QUESTIONS)
     assert replies.count_unfinished(tmp_path / "replies.json") == len(QUESTIONS) - len(found)
@@ -40,12 +40,12 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_read(model, tmp_path, monke
 
     def stopping(model, tokenizer, prompts, **options):
         asked.append(len(prompts))
-        for number, row in enumerate(generate_to_end(model, tokenizer, prompts, **options)):
+        for number, row in enumerate(generate(model, tokenizer, prompts, **options)):
             if len(asked) == 1 and number == 2:
                 raise KeyboardInterrupt
             yield row
 
-    monkeypatch.setattr(replies, "generate_to_end", stopping)
+    monkeypatch.setattr(replies, "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
         ask(model, tmp_path / "replies.json")
     with (tmp_path / "replies.jsonl").open("a") as torn:

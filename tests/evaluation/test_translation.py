@@ -61,7 +61,7 @@ def test_translation_loss_is_the_token_mean_whatever_the_batching(model, tokeniz
 def test_chrf_is_that_of_sacrebleu_over_the_first_pairs_of_each_language(model, tokenizer):
     # A random model writes noise; targets taken from its own outputs give scores worth comparing.
     prompts = [PROMPT.translation(pair)[0] for pair in PAIRS]
-    outputs = dict(generate(model, tokenizer, prompts, max_new_tokens=20))
+    outputs = {index: text for index, text, _ in generate(model, tokenizer, prompts, max_new_tokens=20)}
     pairs = [
         Pair(pair.source, outputs[i][i * 2 :].strip() + " and", pair.source_language) for i, pair in enumerate(PAIRS)
     ]

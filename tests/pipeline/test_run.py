@@ -207,5 +207,5 @@ def test_a_run_on_its_own_replies_makes_them_once(tmp_path: Path, monkeypatch: p
     assert "3 de, 3 zh, 3 en" in (tmp_path / "run/report.html").read_text()
     # A run that was stopped after its replies does not ask again.
     (tmp_path / "run/report.html").unlink()
-    monkeypatch.setattr("slamkern.evaluation.replies.generate_to_end", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr("slamkern.evaluation.replies.generate", lambda *_, **__: pytest.fail("asked again"))
     assert run.run(config, tmp_path / "run", progress=False)["losses"] == metrics["losses"]
