@@ -1,27 +1,17 @@
 """Rows of the result files as Markdown tables, by name; ``benchmarks.readme`` puts them into the pages."""
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks import alignment_table, bakeoff
+from benchmarks import model_tables
+from benchmarks.markdown import markdown
 from benchmarks.providers import PROVIDERS
 from benchmarks.results import Row
-from benchmarks.stage import cell
 from benchmarks.summary import summary
 from slamkern.errors import SlamkernError
 
 File = dict[str, Any]  # one result file
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; columns of numbers are aligned to the right."""
-    lines = [list(row) for row in rows]
-    numeric = [any(isinstance(row[i], int | float) for row in lines) for i in range(len(header))]
-    rule = ["---:" if right else "---" for right in numeric]
-    cells = [list(header), rule, *([cell(value) for value in row] for row in lines)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _kernels(rows: Sequence[Row], shape: str) -> str:
@@ -81,80 +71,13 @@ def _fp8(rows: Sequence[Row]) -> str:
     )  # fmt: skip
 
 
-def _alignment(rows: Sequence[Row]) -> str:
-    """One line a recipe: accuracy in percent (questions gained and lost against the base model) per language."""
-    names = alignment_table.columns(rows)
-    flat = [alignment_table.flat(row) for row in rows]
-    return markdown(names, ([line.get(name) for name in names] for line in flat))
-
-
-def _bakeoff(rows: Sequence[Row]) -> str:
-    """One line a cell and seed."""
-    names = bakeoff.columns(rows)
-    return markdown(names, ([row["flat"].get(name) for name in names] for row in rows))
-
-
-def _families(rows: Sequence[Row]) -> str:
-    """Model types with the same outcome share a line; differences are the largest among them."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        packed = row.get("packed")
-        fused = "" if not row.get("fused") else "all" if not row["left"] else "some"
-        left = row.get("absent") or "; ".join(filter(None, (row.get("left"), row.get("failed"), row.get("selection"))))
-        said = ("exact" if isinstance(packed, float) else packed or "", left)
-        # BartDecoder and MarianDecoder are told of as one.
-        reasons = [re.sub(r"\b[A-Z]\w*?(Model|Decoder|Attention|Intermediate)\b", r"its \1", text) for text in said]
-        key = (row.get("ffn") or "", row.get("activation") or "", fused, *reasons)
-        groups.setdefault(key, []).append(row)
-    lines = []
-    for (ffn, activation, fused, packed, left), same in groups.items():
-        worst = [
-            max((row[key] for row in same if isinstance(row.get(key), float)), default=None)
-            for key in ("logits", "gradients", "packed")
-        ]
-        names = " ".join(row["family"] for row in same)
-        where = "not run" if "absent" in same[0] else fused or "none"
-        cells = [names, ffn, activation, where, *(None if x is None else f"{x:.0e}" for x in worst)]
-        lines.append([*cells, "; ".join(filter(None, (left, packed if packed != "exact" else "")))])
-    header = ("architectures", "FFN", "activation", "fused", "logits", "gradients", "packed", "left alone, or why not")
-    order = ["all", "some", "none", "not run"]
-    return markdown(header, sorted(lines, key=lambda line: (order.index(str(line[3])), line[1:3])))
-
-
-def _layer_correlation(rows: Sequence[Row]) -> str:
-    """A line a score and way to measure, the best first; what is not in it is in the file."""
-    ordered = sorted(rows, key=lambda r: (r["model"], r["trained"], r["measured"] != r["trained"], r["region"],
-                                          -(r["spearman"] if r["spearman"] is not None else -2)))  # fmt: skip
-    lines = []
-    for r in ordered:
-        place = f"{r['layers']} of {r['of']}" + (", lower half" if r["region"] == "lower" else "")
-        interval = "" if r["low"] is None else f"{r['low']:.2f} to {r['high']:.2f}"
-        means = [f"{r[key]:.3f}" for key in ("top_gain", "mean_gain", "best_gain")]
-        lines.append([r["model"], place, r["trained"], f"{r['measured']} loss", r["score"], r["spearman"], interval,
-                      r["kendall"], *means])  # fmt: skip
-    return markdown(
-        ("model", "layers", "trained on", "gain in", "score", "Spearman", "95 %", "Kendall", "mean gain of its best 6",
-         "of all", "of the best 6"),
-        lines,
-    )  # fmt: skip
-
-
-def _layer_stability(rows: Sequence[Row]) -> str:
-    """A line a number of questions, a column a score."""
-    names = list(dict.fromkeys(name for row in rows for name in row["overlap"]))
-    return markdown(
-        ("model", "questions a language", *names),
-        ([r["model"], f"{r['questions']} of {r['of']}", *(r["overlap"].get(name) for name in names)] for r in rows),
-    )
-
-
 # name -> (stage, what makes a table of its rows)
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyType(
     {
-        "alignment": ("alignment", _alignment),
-        "bakeoff": ("bakeoff", _bakeoff),
-        "layer-correlation": ("layer-correlation", _layer_correlation),
-        "layer-stability": ("layer-stability", _layer_stability),
+        "alignment": ("alignment", model_tables.alignment),
+        "bakeoff": ("bakeoff", model_tables.bakeoff),
+        "layer-correlation": ("layer-correlation", model_tables.layer_correlation),
+        "layer-stability": ("layer-stability", model_tables.layer_stability),
         "kernels": ("kernels", lambda rows: _kernels(rows, "Llama-2-7B")),
         "kernels-small": ("kernels", lambda rows: _kernels(rows, "SmolLM2-135M")),
         "ceilings": (
@@ -201,7 +124,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
                 ("texts that differ", "differ"),
             ),
         ),
-        "families": ("families", _families),
+        "families": ("families", model_tables.families),
         "goals": ("goals", _goals),
         "fp8": ("fp8", _fp8),
         "dry-run": (
