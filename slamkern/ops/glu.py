@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from slamkern.errors import SlamkernError
 from slamkern.kernels import ACTIVATIONS, OBSERVABLES
 from slamkern.ops.dispatch import backend_for, eager_op, readable
-from slamkern.ops.moments import Moments, Recording, merge_moments_
+from slamkern.ops.moments import Moments, Recording
 
 _library = torch.library.Library("slamkern", "DEF")
 _ARGS = "Tensor gate, Tensor? up, Tensor language_ids, int num_languages, str activation, str observe, str backend"
@@ -154,17 +155,34 @@ torch.library.register_autograd(
 )
 
 
+class _Combine(torch.autograd.Function):
+    """``combine`` where autograd watches: the recorder's tensors are written on the way, outside the graph."""
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, gate: Tensor, up: Tensor | None, activation: str, backend: str, recording: Recording | None
+    ) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.activation, ctx.backend = activation, backend
+        return combine(gate, up, activation, backend, recording)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_hidden: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        gate, up = ctx.saved_tensors
+        need_gate, need_up, *_ = ctx.needs_input_grad
+        grad_gate, grad_up, _ = eager_swiglu_backward(
+            grad_hidden, gate, up, ctx.activation, False, ctx.backend, need_gate
+        )
+        return grad_gate if need_gate else None, grad_up if need_up else None, None, None, None
+
+
 def combine(gate: Tensor, up: Tensor | None, activation: str, backend: str, recording: Recording | None) -> Tensor:
     """``hidden`` of (tokens, neurons), and the statistics of a recording added to its moments, in one launch."""
+    if torch.is_grad_enabled():
+        return _Combine.apply(gate, up, activation, backend, recording)
     if recording is None:
         return eager_swiglu(gate, up, activation, backend)
-    if torch.is_grad_enabled():  # autograd has formulas for ops that change nothing in place
-        hidden, moments = swiglu_stats(
-            gate, up, recording.language_ids, recording.moments.count.shape[0], activation, recording.observe, backend
-        )
-        assert moments is not None
-        merge_moments_(recording.moments.tensors, moments.tensors)
-        return hidden
     state, plan = list(recording.moments.tensors), list(recording.plan)
     return eager_swiglu_record(gate, up, recording.language_ids, state, plan, activation, recording.observe, backend)
 

@@ -8,8 +8,9 @@ import torch
 from support.tiny_models import tiny_model
 
 pytest.importorskip("triton")
+from support.step_counts import stubbed_kernels
+
 import slamkern
-from slamkern.kernels import glu, glu_stats
 
 PACKAGE = Path(slamkern.__file__).parent
 # The module, its autograd Function, the op, past torch's dispatcher to its backend, the kernel with its launcher.
@@ -19,26 +20,17 @@ INFERENCE = ["modules/ffn.py", "ops/glu.py", "ops/dispatch.py", "kernels/glu.py"
 MOST = 5
 
 
-class Stub:
-    """A kernel that notes which files of the package are on the stack where it is launched."""
-
-    def __init__(self, launches):
-        self.launches = launches
-
-    def __getitem__(self, grid):
-        files = (Path(frame.filename) for frame in traceback.extract_stack()[:-1])
-        inside = [str(file.relative_to(PACKAGE)) for file in files if file.is_relative_to(PACKAGE)]
-        self.launches.append(list(dict.fromkeys(inside)))
-        return lambda *arguments, **options: None
-
-
 @pytest.fixture
-def launches(monkeypatch):
+def launches():
+    """The files of the package that are on the stack where a kernel is launched, for each launch."""
     noted = []
-    for module in (glu, glu_stats):
-        for name in [name for name in vars(module) if name.endswith("_kernel")]:
-            monkeypatch.setattr(module, name, Stub(noted))
-    return noted
+
+    def note(_):
+        files = (Path(frame.filename) for frame in traceback.extract_stack())
+        noted.append(list(dict.fromkeys(str(f.relative_to(PACKAGE)) for f in files if f.is_relative_to(PACKAGE))))
+
+    with stubbed_kernels(note):
+        yield noted
 
 
 def fused_ffn():

@@ -198,3 +198,20 @@ def test_a_model_of_uneven_width_is_refused(llama):
         slamkern.record_stats(llama, ["en"]),
     ):
         pass
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+def test_training_counts_what_inference_counts_and_its_gradients_stay(family, input_ids):
+    model, ids = slamkern.patch_model(tiny_model(family)), torch.arange(24).view(2, 12) % 3 - 1
+
+    def gradients():
+        return torch.autograd.grad(model(input_ids=input_ids).logits.square().sum(), list(model.parameters()))
+
+    with slamkern.record_stats(model, ["en", "de"]) as recorder, recorder.tokens(ids), torch.no_grad():
+        model(input_ids=input_ids)
+    with slamkern.record_stats(model, ["en", "de"]) as training, training.tokens(ids):
+        recorded = gradients()
+    for one, other in zip(gradients(), recorded, strict=True):
+        assert torch.equal(one, other)
+    for name in ("count", "mean", "m2", "active"):
+        assert torch.equal(getattr(training.stats, name), getattr(recorder.stats, name))
