@@ -124,6 +124,17 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
                 ("texts that differ", "differ"),
             ),
         ),
+        "host-time": (
+            "host_time",
+            _columns(
+                ("forward", "mode"),
+                ("languages", "languages"),
+                ("stock, us", "stock_us"),
+                ("fused, us", "fused_us"),
+                ("more, us", "extra_us"),
+                ("absent because", "absent"),
+            ),
+        ),
         "families": ("families", model_tables.families),
         "goals": ("goals", _goals),
         "fp8": ("fp8", _fp8),

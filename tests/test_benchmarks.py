@@ -16,6 +16,7 @@ from benchmarks import (
     fp8,
     goals,
     gpu,
+    host_time,
     kernels,
     layers,
     probe,
@@ -91,15 +92,18 @@ def test_bandwidth_and_share_follow_from_bytes_and_time():
 
 def test_every_stage_runs_dry_and_keeps_the_rows_of_the_others(tmp_path, capsys):
     options = ["--dry-run", "--device", "cpu", "--results", str(tmp_path)]
-    for stage in (ceilings, sanitize, kernels, probe, layers, fp8, goals, streaming):
+    for stage in (ceilings, sanitize, kernels, host_time, probe, layers, fp8, goals, streaming):
         assert stage.main(options) == 0
     (path,) = tmp_path.glob("*.json")
     stages = json.loads(path.read_text())["stages"]
-    assert set(stages) == {"ceilings", "sanitize", "kernels", "probe", "layers", "fp8", "goals", "streaming"}
+    measured = {"ceilings", "sanitize", "kernels", "host_time", "probe", "layers", "fp8", "goals", "streaming"}
+    assert set(stages) == measured
     assert all(stage["rows"] and stage["environment"]["torch"] == torch.__version__ for stage in stages.values())
     variants = [row["variant"] for row in stages["probe"]["rows"]]
     assert variants == ["unpatched", "unpatched, packed", "forward hooks", "slamkern, padded", "slamkern"]
     assert len([row for row in stages["streaming"]["rows"] if "peak_rss_gb" in row]) == 5
+    forwards = [(row["mode"], row["languages"]) for row in stages["host_time"]["rows"]]
+    assert forwards == [("inference", 0), ("inference", 10), ("training", 0), ("training", 10)]
     assert all(row["met"] is None and row["note"] for row in stages["goals"]["rows"])
 
 

@@ -62,7 +62,7 @@ def quantize_rows(x: Tensor, multiplier: Tensor | None) -> tuple[Tensor, Tensor]
     tokens, width = x.shape
     tile = launch.whole_rows(width, x.element_size())
     with launch.on(x.device):
-        quantize_rows_kernel[(triton.cdiv(tokens, tile.block_t),)](
+        quantize_rows_kernel[(launch.ceil_div(tokens, tile.block_t),)](
             x, multiplier, values, scale, tokens, width, x.stride(0), values.stride(0),
             BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
         )  # fmt: skip

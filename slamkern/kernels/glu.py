@@ -8,7 +8,6 @@ All matrices are (tokens, neurons); arithmetic is float32, outputs are rounded o
 nothing is written into tensors that autograd may have saved. Statistics are in glu_stats.py.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -70,7 +69,7 @@ def swiglu_backward_kernel(
 def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
     """``act_fn(gate) * up``, or ``act_fn(gate)`` where ``up`` is None: (tokens, neurons) of gate's dtype."""
     _check(gate, up, activation)
-    hidden = _fresh(gate)
+    hidden = launch.fresh(gate)
     tokens, neurons = gate.shape
     if hidden.numel() == 0:
         return hidden
@@ -93,9 +92,9 @@ def swiglu_backward(
     """
     _check(gate, up, activation)
     launch.check_like("grad_hidden", grad_hidden, gate)
-    grad_gate = _fresh(gate) if need_gate else None
-    grad_up = None if up is None else _fresh(gate)
-    hidden = _fresh(gate) if need_hidden else None
+    grad_gate = launch.fresh(gate) if need_gate else None
+    grad_up = None if up is None else launch.fresh(gate)
+    hidden = launch.fresh(gate) if need_hidden else None
     tokens, neurons = gate.shape
     if gate.numel() == 0:
         return grad_gate, grad_up, hidden
@@ -112,7 +111,7 @@ def swiglu_backward(
 
 def _grid(gate: Tensor, tile: launch.Strip) -> tuple[int]:
     tokens, neurons = gate.shape
-    return (triton.cdiv(tokens, tile.block_t) * triton.cdiv(neurons, tile.block_n),)
+    return (launch.ceil_div(tokens, tile.block_t) * launch.ceil_div(neurons, tile.block_n),)
 
 
 def _check(gate: Tensor, up: Tensor | None, activation: str) -> None:
@@ -120,10 +119,6 @@ def _check(gate: Tensor, up: Tensor | None, activation: str) -> None:
     launch.check_choice("activation", activation, ACTIVATIONS)
     if up is not None:
         launch.check_like("up", up, gate)
-
-
-def _fresh(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _stride(x: Tensor | None) -> int:

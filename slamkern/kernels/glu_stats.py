@@ -18,14 +18,13 @@ in their order: which one that is changes nothing, so results are bitwise the sa
 atomics, no cost for languages that are not there.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from slamkern.kernels import ACTIVATIONS, OBSERVABLES, launch
 from slamkern.kernels.activations import activate
-from slamkern.kernels.row_plan import COLUMNS, RowPlan, plan_rows
+from slamkern.kernels.row_plan import COLUMNS, plan_rows
 
 BLOCK_T = launch.STATS_ROWS
 _PIVOT_ROWS = tl.constexpr(32)  # the rows of a part over which its pivot follows the mean
@@ -184,12 +183,12 @@ def swiglu_stats(
     launch.check_choice("observable", observe, OBSERVABLES)
     tokens, neurons = gate.shape
     count, mean, m2, active = launch.zero_moments(num_languages, neurons, gate.device) if into is None else into
-    hidden = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    hidden = launch.fresh(gate)
     if tokens > 0:
-        order, parts, arrived, partials = RowPlan(*plan) if plan else plan_rows(language_ids, num_languages, neurons)
+        order, parts, arrived, partials = plan or plan_rows(language_ids, num_languages, neurons)
         tile = launch.strip(neurons, gate.element_size(), BLOCK_T, max_warps=2)
         # One program even where there are no neurons: it counts the tokens.
-        strips = max(1, triton.cdiv(neurons, tile.block_n))
+        strips = max(1, launch.ceil_div(neurons, tile.block_n))
         with launch.on(gate.device):
             swiglu_stats_kernel[(parts.shape[0] * strips,)](
                 gate, up, hidden, order, parts, arrived, partials, count, mean, m2, active,

@@ -104,6 +104,11 @@ def on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def fresh(x: Tensor) -> Tensor:
+    """Memory for a contiguous matrix like ``x``."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def check_rows(name: str, x: Tensor) -> None:
     """Raise SlamkernError unless ``x`` is a (rows, columns) matrix the kernels can read in place."""
     if x.dim() != 2:
@@ -126,12 +131,13 @@ def check_whole_rows(name: str, x: Tensor) -> None:
 
 def check_like(name: str, x: Tensor, first: Tensor) -> None:
     """Raise SlamkernError unless ``x`` is a readable matrix of the shape, dtype and device of ``first``."""
-    check_rows(name, x)
     if x.shape != first.shape or x.dtype != first.dtype or x.device != first.device:
         raise SlamkernError(
             f"{name} is {tuple(x.shape)} {x.dtype} on {x.device}; expected "
             f"{tuple(first.shape)} {first.dtype} on {first.device}"
         )
+    if x.stride(1) != 1:
+        check_rows(name, x)
 
 
 def check_languages(language_ids: Tensor, num_languages: int, rows: Tensor) -> None:

@@ -70,7 +70,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, style: str) -> tuple[Tensor,
     tokens, width = x.shape
     tile = launch.whole_rows(width, x.element_size())
     with launch.on(x.device):
-        rms_norm_kernel[(triton.cdiv(tokens, tile.block_t),)](
+        rms_norm_kernel[(launch.ceil_div(tokens, tile.block_t),)](
             x, weight, y, rstd, tokens, width, x.stride(0), y.stride(0), eps,
             STYLE=style, BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
         )  # fmt: skip
@@ -87,7 +87,7 @@ def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, sty
     tokens, width = x.shape
     tile = launch.whole_rows(width, x.element_size())
     with launch.on(x.device):
-        rms_norm_backward_kernel[(triton.cdiv(tokens, tile.block_t),)](
+        rms_norm_backward_kernel[(launch.ceil_div(tokens, tile.block_t),)](
             grad, x, weight, rstd, dx, tokens, width, grad.stride(0), x.stride(0), dx.stride(0),
             STYLE=style, BLOCK_T=tile.block_t, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
         )  # fmt: skip

@@ -54,7 +54,7 @@ def _swiglu_record(
     backend: str,
 ) -> Tensor:
     module = backend_for(backend, gate.device.type, gate.dtype)
-    num_languages, into = moments[0].shape[0], tuple(moments)
+    num_languages, into = len(moments[0]), tuple(moments)
     up = up if up is None else readable(up)
     return module.swiglu_stats(readable(gate), up, ids, num_languages, activation, observe, into, plan)[0]
 
@@ -183,8 +183,8 @@ def combine(gate: Tensor, up: Tensor | None, activation: str, backend: str, reco
         return _Combine.apply(gate, up, activation, backend, recording)
     if recording is None:
         return eager_swiglu(gate, up, activation, backend)
-    state, plan = list(recording.moments.tensors), list(recording.plan)
-    return eager_swiglu_record(gate, up, recording.language_ids, state, plan, activation, recording.observe, backend)
+    state, plan, ids = recording.moments.tensors, recording.plan, recording.language_ids
+    return eager_swiglu_record(gate, up, ids, state, plan, activation, recording.observe, backend)
 
 
 def _check(gate: Tensor, up: Tensor | None, activation: str) -> None:
