@@ -130,7 +130,17 @@ def _print(result: dict[str, Any]) -> None:
     from rich.text import Text
 
     from slamkern.cli.screen import Screen
-    from slamkern.report.comparison import DRIFT_HEAD, HEAD, LOSS_HEAD, MARKS, cells, drift_cells, loss_cells, rows
+    from slamkern.report.comparison import (
+        DRIFT_HEAD,
+        HEAD,
+        LOSS_HEAD,
+        MARKS,
+        cells,
+        cut_short,
+        drift_cells,
+        loss_cells,
+        rows,
+    )
 
     styles = {"better": "green", "worse": "bold red", "unclear": "yellow", "": ""}
     console = Screen(130)
@@ -152,6 +162,8 @@ def _print(result: dict[str, Any]) -> None:
         for code, sides in result["drift"].items():
             responses.add_row(*drift_cells(code, *sides))
         console.print(responses)
+    if cut := cut_short(result):
+        say(cut)
     if result["losses_left_out"]:
         say(f"not compared, for their texts differ: {', '.join(result['losses_left_out'])}")
     if result["unverified"]:

@@ -5,6 +5,7 @@ soon as its batch is done, and the same call goes on where a killed one stopped.
 intervals) stands in `scoring`, how texts are generated in `generation`, the files in `predictions`.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,8 @@ from slamkern.schemas.predictions import Prediction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -125,6 +128,12 @@ def evaluate_questions(
             prompt=prompt.name, max_new_tokens=max_new_tokens,
         )  # fmt: skip
         distributed.on_main(lambda: log.finish(by_id, result.to_dict()))
+    cut = sum(bool(answer.truncated) for answer in result.predictions)
+    if cut > len(questions) / 10:
+        _log.warning(
+            "%d of %d answers were cut at %d new tokens and judged as they stand; raise max_new_tokens",
+            cut, len(questions), max_new_tokens,
+        )  # fmt: skip
     return result
 
 

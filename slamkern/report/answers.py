@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slamkern.report import answer_figures as figures
-from slamkern.report.comparison import DRIFT_HEAD, HEAD, MARKS, cells, drift_cells, rows
+from slamkern.report.comparison import DRIFT_HEAD, HEAD, MARKS, cells, cut_short, drift_cells, rows
 from slamkern.report.page import figure_of
 from slamkern.report.samples import changed_samples, sample_outputs, too_few
 
@@ -80,6 +80,7 @@ def _change(folder: Path, result: Mapping[str, Any]) -> Section:
     named = list(rows(result))
     return {
         "title": "Gained and lost",
+        "warning": cut_short(result),
         "text": "The same questions before and after, judged as slamkern compare does: paired bootstrap clustered by "
         "question; exact McNemar test of harm, Holm-corrected over the languages. Better, worse, and not worse within "
         f"the margin of {result['average']['margin']:g} points (dotted) are shown by the interval; else one cannot "

@@ -31,6 +31,7 @@ PHRASES = {
     "cannot tell": "not decided: these questions cannot tell",
 }
 AVERAGE = "average"
+CUT = 10.0  # percent of the answers to questions in one language
 _NOT_XML = re.compile(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -77,6 +78,21 @@ def drift_cells(name: str, old: Values, new: Values) -> list[str]:
     return [name, *texts[:2], f"{old['characters']:.0f} → {new['characters']:.0f}{ratio}", *texts[2:]]
 
 
+def cut_short(result: Values) -> str | None:
+    """What answers that were cut at the longest length leave open, in words; None where a tenth or fewer were."""
+    shares = {(code, when): side["truncated"] or 0.0 for code, sides in result["drift"].items()
+              for when, side in zip(("before", "after"), sides, strict=True)}  # fmt: skip
+    code, when = max(shares, key=shares.__getitem__, default=("", ""))
+    if not shares or shares[code, when] <= CUT:
+        return None
+    limit = result["settings"].get("max_new_tokens")
+    return (
+        f"Answers were cut at {limit} new tokens and judged as they stand, at most {shares[code, when]:.0f} % ({code}, "
+        f"{when}): training that makes answers longer or shorter looks worse or better than it is. Raise "
+        "evaluate.max_new_tokens."
+    )
+
+
 def _page(result: Values) -> str:
     from jinja2 import Environment, PackageLoader
 
@@ -84,6 +100,7 @@ def _page(result: Values) -> str:
     environment.trim_blocks = environment.lstrip_blocks = True
     return environment.get_template("comparison.html.j2").render(
         result=result, phrase=PHRASES[result["verdict"]], marks=MARKS, head=HEAD, plot=_plot(result),
+        cut=cut_short(result),
         rows=[
             {"cells": cells(name, change), "verdict": change["verdict"], "total": name == AVERAGE}
             for name, change in rows(result)

@@ -52,6 +52,14 @@ def test_result_does_not_depend_on_batching_or_on_files(model, tokenizer, tmp_pa
     assert json.loads((tmp_path / "evaluation.json").read_text())["result"] == expected.to_dict()
 
 
+def test_answers_cut_at_the_longest_length_are_said(model, tokenizer, caplog):
+    result = run(model, tokenizer)
+    assert "8 of 8 answers were cut at 8 new tokens" in caplog.text
+    caplog.clear()
+    run(model, tokenizer, stop=sorted({character for p in result.predictions for character in p.output}))
+    assert not caplog.text
+
+
 def test_a_killed_run_resumes_with_the_unfinished_questions_only(model, tokenizer, tmp_path, monkeypatch):
     expected = run(model, tokenizer, out=tmp_path / "whole")
     lines = (tmp_path / "whole/predictions.jsonl").read_bytes().splitlines(keepends=True)

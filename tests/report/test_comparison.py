@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 from slamkern.evaluation.compare import compare
 from slamkern.evaluation.scoring import summarize
-from slamkern.report.comparison import write_comparison
+from slamkern.report.comparison import cut_short, write_comparison
 from slamkern.schemas.predictions import Prediction
 
 EVIL = "<script>alert('x')</script> & \x00\x1b[31m ]]>"
@@ -48,3 +48,18 @@ def test_outputs_of_models_are_escaped(tmp_path):
     assert "<script" not in page.read_text() and "&lt;script&gt;" in page.read_text()
     failure = ElementTree.parse(suite).find(".//failure")
     assert "<script>alert('x')</script> & \ufffd\ufffd[31m ]]>" in failure.text
+
+
+def test_answers_that_were_cut_are_said_beside_the_verdict(tmp_path):
+    def sides(cut):
+        rows = [
+            Prediction(f"mgsm-de-{i}", "de", f"question {i}", "1", "Es sind 1", 1.0, True, truncated=i < cut)
+            for i in range(20)
+        ]
+        return summarize(rows, task="mgsm", model="m", prompt="p", max_new_tokens=8)
+
+    few, many = (compare(sides(1), sides(cut)).to_dict() for cut in (2, 3))
+    assert cut_short(few) is None and cut_short(compare(sides(9), sides(9), drift=False).to_dict()) is None
+    said = cut_short(many)
+    assert said is not None and "cut at 8 new tokens" in said and "15 % (de, after)" in said
+    assert said in write_comparison(many, tmp_path)[1].read_text()
