@@ -2,7 +2,8 @@
 
 One FFN so small that its arithmetic costs nothing; Triton's launches are stubs, so that what is left is the package's
 own: patching, autograd, the choice of a backend, checks, allocations. Calls of both take turns; a time is processor
-time of a call, the least over the repeats, which other work on the machine moves least.
+time of a call, the least over the repeats, which other work on the machine moves least. On a CPU use ``--threads 1``:
+threads that wait for one another take processor time too.
 """
 
 import os
