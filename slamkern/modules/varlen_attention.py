@@ -101,11 +101,11 @@ def _flash_applies(query: torch.Tensor, value: torch.Tensor, dropout: float, sof
 
 
 @lru_cache(maxsize=1)
-def _varlen_options() -> frozenset[str]:
-    """The keywords of this torch's ``varlen_attn``: ``enable_gqa`` is new in 2.12, ``is_causal`` became a window."""
+def _shares_keys() -> bool:
+    """Whether this torch's ``varlen_attn`` takes fewer keys than queries; torch 2.11's has no word for it."""
     from torch.nn.attention.varlen import varlen_attn
 
-    return frozenset(inspect.signature(varlen_attn).parameters)
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _flash(
@@ -120,20 +120,13 @@ def _flash(
     """The variable-length kernel: (1, H, T, D) and twice (1, KV, T, D) -> (1, T, H, D)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    options = _varlen_options()
-    keywords: dict[str, Any] = {"scale": scaling}
-    if "window_size" in options:
-        keywords["window_size"] = (-1 if window is None else window - 1, 0)
-    elif window is None:
-        keywords["is_causal"] = True
-    else:
-        raise SlamkernError(f"torch {torch.__version__} cannot slide a window in varlen_attn; use a newer torch")
+    keywords: dict[str, Any] = {"scale": scaling, "window_size": (-1 if window is None else window - 1, 0)}
     if key.shape[1] != query.shape[1]:
-        if "enable_gqa" in options:
+        if _shares_keys():
             keywords["enable_gqa"] = True
         else:
             groups = query.shape[1] // key.shape[1]
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # (T, heads, D)
+    rows = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]  # (T, heads, D)
     output: Any = varlen_attn(rows[0], rows[1], rows[2], cu_seq_lens, cu_seq_lens, max_length, max_length, **keywords)
     return output.unsqueeze(0)

@@ -32,28 +32,21 @@ def oracle(query, key, value, borders, scaling, window):
     return (scores.softmax(-1) @ v).transpose(0, 1)
 
 
-@pytest.mark.parametrize(
-    ("options", "window"),
-    [
-        ({"scale", "window_size", "enable_gqa"}, None),
-        ({"scale", "window_size", "enable_gqa"}, 5),
-        ({"scale", "window_size"}, 5),
-        ({"scale", "is_causal"}, None),
-    ],
-)
-def test_the_flash_kernel_is_asked_for_the_same_attention(monkeypatch, options, window):
-    """The kernel exists on CUDA only: here a stand-in with its signature checks what it is asked for."""
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("shares_keys", [True, False])
+def test_the_flash_kernel_is_asked_for_the_same_attention(monkeypatch, shares_keys, window):
+    """The kernel exists on CUDA only: here a stand-in computes what it is asked for."""
 
-    def stand_in(query, key, value, cu_q, cu_k, max_q, max_k, **keywords):
-        assert keywords.keys() <= options and max_q == max_k == 11
-        assert keywords.get("enable_gqa") or query.shape[1] == key.shape[1]
-        left, right = keywords.get("window_size", (-1, 0))
-        assert right == 0 and ("window_size" in options or keywords["is_causal"])
+    def stand_in(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
+        assert max_q == max_k == 11 and enable_gqa == shares_keys
+        assert enable_gqa or query.shape[1] == key.shape[1]
+        left, right = window_size
+        assert right == 0
         wide = [tensor.transpose(0, 1)[None] for tensor in (query, key, value)]
-        return oracle(*wide, cu_q, keywords["scale"], None if left == -1 else left + 1).float()
+        return oracle(*wide, cu_q, scale, None if left == -1 else left + 1).float()
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
-    monkeypatch.setattr(varlen_attention, "_varlen_options", lambda: frozenset(options))
+    monkeypatch.setattr(varlen_attention, "_shares_keys", lambda: shares_keys)
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 4, 20, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8)
     borders = torch.tensor([0, 9, 20], dtype=torch.int32)
