@@ -25,7 +25,7 @@ def each_sequence(
     # this loop 79 ms; with keys repeated for the query heads 85; sequences padded together in fours by length 91;
     # all padded to the longest 556; one call with a block-diagonal mask 1225 (T=2048: 36, 41, 44, 76, 291).
     # split, not slices: the backward of each slice would fill a tensor of T tokens.
-    lengths = cu_seq_lens.diff().tolist()  # a device synchronization on CUDA
+    lengths = [n for n in cu_seq_lens.diff().tolist() if n]  # a device synchronization on CUDA
     pieces = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     outputs = [_one_sequence(q, k, v, scaling, window, dropout, softcap) for q, k, v in pieces]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()

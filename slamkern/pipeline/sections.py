@@ -127,6 +127,7 @@ class ProbeSection(Section):
     token_budget: Count = 4096
     max_length: Annotated[Count, Field(ge=2)] = 1024
     groups: Count = 8
+    cuda_graphs: bool = False
 
 
 class SelectSection(Section):

@@ -106,7 +106,7 @@ def probe_model(
     section = config.probe
     return collect_stats(
         model, tokenizer, probe_texts(config, pairs), observe=section.observe, token_budget=section.token_budget,
-        max_length=section.max_length, groups=section.groups, progress=progress,
+        max_length=section.max_length, groups=section.groups, cuda_graphs=section.cuda_graphs, progress=progress,
     )  # fmt: skip
 
 

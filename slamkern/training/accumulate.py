@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from slamkern import distributed
-from slamkern.data.packing import Example
+from slamkern.data.buckets import in_bucket
+from slamkern.data.packing import Example, PackedBatch, collate
 from slamkern.errors import SlamkernError
+from slamkern.modules.cuda_graphs import Graphs
 from slamkern.training.batches import sum_loss
 from slamkern.training.config import TrainConfig
-from slamkern.training.loss import Head
+from slamkern.training.loss import Head, packed_loss
 from slamkern.training.optimizer import MasterAdamW
 
 if TYPE_CHECKING:
@@ -35,6 +37,16 @@ class Accumulator:
     ) -> None:
         self.model, self.head, self.optimizer, self.config = model, head, optimizer, config
         self.limit: int | None = None
+        self._graphs: Graphs | None = None
+        if config.cuda_graphs:
+            # Graphs read and write these.
+            self._supervised, self._total = torch.zeros((2,), device=model.device).unbind()
+            self._graphs = Graphs(self._micro_batch, model.device, before_capture=optimizer.keep_gradients)
+
+    def close(self) -> None:
+        """Free graphs and gradients."""
+        self._graphs = None
+        self.optimizer.drop_gradients()
 
     def backward(self, batches: Sequence[list[Example]], supervised: int) -> Tensor:
         """Forward and backward of these micro-batches; returns their summed loss divided by ``supervised``, the
@@ -56,6 +68,12 @@ class Accumulator:
             self._lower(parts)
 
     def _backward(self, parts: Sequence[list[Example]], supervised: int) -> Tensor:
+        if self._graphs is not None:
+            self._supervised.fill_(supervised)
+            self._total.zero_()
+            for part in parts:
+                self._graphs(in_bucket(collate(part)))
+            return self._total
         total = torch.zeros((), device=self.model.device)
         for part in parts:
             loss = sum_loss(self.model, self.head, part, self.config.packing) / supervised
@@ -63,6 +81,12 @@ class Accumulator:
             self.optimizer.collect_gradients()
             total += loss.detach()
         return total
+
+    def _micro_batch(self, batch: PackedBatch) -> None:
+        loss = packed_loss(self.model, batch, head=self.head) / self._supervised
+        loss.backward()
+        self.optimizer.collect_gradients()
+        self._total += loss.detach()
 
     def _lower(self, parts: Sequence[list[Example]]) -> None:
         largest = max(sum(len(example.input_ids) for example in part) for part in parts)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from slamkern import distributed
+from slamkern.data.buckets import bucket_size
 from slamkern.data.packing import IGNORE, Example, PackPlan, collate, pack_plan, pad_plan, padded_batch
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import get_prompt
@@ -178,6 +179,8 @@ def supervised_tokens(batch: Sequence[Example]) -> int:
     return sum(label != IGNORE for example in batch for label in example.labels[1:])
 
 
-def padded_positions(batch: Sequence[Example]) -> int:
-    """How many positions a padded batch computes."""
-    return len(batch) * max(len(example.input_ids) for example in batch)
+def positions(batch: Sequence[Example], config: TrainConfig) -> int:
+    """How many positions a micro-batch computes, padding included."""
+    if not config.packing:
+        return len(batch) * max(len(example.input_ids) for example in batch)
+    return bucket_size(_tokens(batch)) if config.cuda_graphs else _tokens(batch)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from slamkern.errors import SlamkernError
+from slamkern.modules.cuda_graphs import check_capturable
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
 from slamkern.training.config import TrainConfig
@@ -33,5 +34,7 @@ def check_model(model: "PreTrainedModel", selection: LayerSelection | None, conf
             f"the selection names layers {sorted(selection.layers)}, but {sorted(layers)} are trainable;"
             " call apply_selection(model, selection) before training"
         )
+    if config.cuda_graphs:
+        check_capturable(parameter.device for parameter in model.parameters())
     if config.optimizer_offload and model.device.type == "cpu":
         raise SlamkernError("optimizer_offload=True is for a model on a GPU; this one is in host memory already")

@@ -43,6 +43,8 @@ class TrainConfig:
     are not enough the optimizer is offloaded too (see footprint.py).
     optimizer_offload: AdamW's moments and the float32 masters in host memory, stepped there; for a model on a GPU.
     frozen_precision: "model", the dtype the model is in, or "fp8" for the frozen Linears of its layers (see fp8.py).
+    cuda_graphs: pad packed batches to a few shapes and replay a CUDA graph for each, where launches rather than the GPU
+    set the pace (small models, small batches); for a model on one GPU, in bfloat16 or float16.
     fsdp: shard the decoder layers over the processes of a job, for a model that fits no single GPU (see sharding.py).
     report_to: "tensorboard" also writes its events to ``output_dir``.
     """
@@ -68,6 +70,7 @@ class TrainConfig:
     memory_budget: str | None = None
     optimizer_offload: bool = False
     frozen_precision: Literal["model", "fp8"] = "model"
+    cuda_graphs: bool = False
     fsdp: bool = False
     save_steps: int | None = None
     save_minutes: float = 10.0
@@ -103,14 +106,17 @@ class TrainConfig:
             parse_bytes(self.memory_budget)
             if not self.packing or self.gradient_checkpointing:
                 raise SlamkernError("memory_budget plans packed batches without gradient_checkpointing; choose one")
-        if self.fsdp:
-            for name, usual in (("memory_budget", None), ("optimizer_offload", False), ("frozen_precision", "model"),
-                                ("on_oom", "stop")):  # fmt: skip
-                if getattr(self, name) != usual:
-                    raise SlamkernError(f"fsdp and {name} {getattr(self, name)} do not go together; choose one")
+        alone = {"memory_budget": None, "optimizer_offload": False, "on_oom": "stop"}
+        self._refuse_beside("fsdp", frozen_precision="model", cuda_graphs=False, **alone)
+        self._refuse_beside("cuda_graphs", packing=True, gradient_checkpointing=False, **alone)
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise SlamkernError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+
+    def _refuse_beside(self, option: str, **usual: object) -> None:
+        for name, value in usual.items() if getattr(self, option) else ():
+            if getattr(self, name) != value:
+                raise SlamkernError(f"{option} and {name} {getattr(self, name)} do not go together; choose one")
 
 
 @dataclass(frozen=True)

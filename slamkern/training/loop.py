@@ -35,15 +35,7 @@ from slamkern.run_folder import RunFolder
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trained_parameters
 from slamkern.training.accumulate import Accumulator, cuda_devices, peak_memory, reset_peak_memory
-from slamkern.training.batches import (
-    StepPlan,
-    deal,
-    mean_loss,
-    padded_positions,
-    step_seed,
-    supervised_tokens,
-    tokenize,
-)
+from slamkern.training.batches import StepPlan, deal, mean_loss, positions, step_seed, supervised_tokens, tokenize
 from slamkern.training.checkpoint import (
     list_checkpoints,
     load_delta,
@@ -158,7 +150,6 @@ def train(
             weight_decay=config.weight_decay,
             offload=offload,
         )
-        stack.callback(optimizer.clear_gradients)
         start = 0
         if out is not None and distributed.on_main(lambda: bool(list_checkpoints(out))):
             start = restore_newest(out, model, optimizer, fingerprint=run.fingerprint, frozen=frozen)
@@ -178,6 +169,7 @@ def train(
             progress_bar(total=len(steps), initial=start, desc="train", unit="step", show=progress)
         )
         accumulator = Accumulator(model, head, optimizer, config)
+        stack.callback(accumulator.close)
         stop = stack.enter_context(GracefulInterrupt())
         saved = time.monotonic()
         for done in range(start, len(steps)):
@@ -206,7 +198,7 @@ def train(
             due |= config.save_minutes > 0 and time.monotonic() - saved >= 60 * config.save_minutes
             save_now, stopping, memory = distributed.largest(due, stop.requested, peak_memory(model))
             tokens = sum(len(example.input_ids) for batch in batches for example in batch)
-            positions = tokens if config.packing else sum(padded_positions(part) for own in shares for part in own)
+            computed = sum(positions(part, config) for own in shares for part in own)
             row = {
                 "step": done + 1,
                 "loss": loss,
@@ -216,7 +208,7 @@ def train(
                 "supervised_tokens": supervised,
                 "tokens_per_second": tokens / (time.perf_counter() - started),
                 "peak_memory_bytes": int(memory),
-                "padding_share": 1 - tokens / positions,
+                "padding_share": 1 - tokens / computed,
             }
             run.append(row)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -240,6 +232,7 @@ def train(
                     else "without output_dir, nothing is saved"
                 )
                 raise stop.error(f"stopped after step {done + 1} of {len(steps)}: {where}")
+        accumulator.close()
         if unseen:
             run.note_held_out("after", held_out_loss(unseen))
         if out is not None:

@@ -47,7 +47,7 @@ def frozen_head_cross_entropy(
     hidden: (..., width), any floating dtype; lm_head_weight: (vocabulary, width) of the same dtype; bias: (vocabulary,)
     or None; labels: (...) int64, -100 where a row is not supervised (shifted already: row t predicts labels[t]).
     token_indices: (selected,) int64, the supervised rows of the flattened ``hidden`` where the caller knows them; to
-    find them stalls a GPU.
+    find them stalls a GPU. Others among them count nothing.
     Returns a float32 scalar (float64 for float64 inputs), 0 with a valid graph when no row is supervised. The head's
     GEMMs run in the dtype of the weights, everything after them in float32. Errors: a head that requires a gradient.
     """
@@ -89,13 +89,15 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         for index in token_indices.split(chunk):
             target = targets[index, None]
+            filling = target == IGNORE  # of a bucket: such rows have no loss and no gradient
+            target = target.clamp(min=0)
             logits = head.logits(rows[index])
             normalizer = logits.logsumexp(dim=-1, keepdim=True)
-            loss += (normalizer - logits.gather(1, target)).sum()
+            loss += (normalizer - logits.gather(1, target)).masked_fill_(filling, 0.0).sum()
             if grad is None:
                 continue
-            dlogits = torch.exp(logits - normalizer)
-            dlogits.scatter_add_(1, target, torch.full_like(normalizer, -1.0))
+            dlogits = torch.exp(logits - normalizer.masked_fill_(filling, torch.inf))
+            dlogits.scatter_add_(1, target, filling.to(dlogits.dtype) - 1)
             if head.softcap is not None:
                 dlogits *= 1 - (logits / head.softcap).square_()
             grad[index] = (dlogits * head.scale).to(head.weight.dtype) @ head.weight

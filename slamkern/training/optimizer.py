@@ -68,6 +68,7 @@ class MasterAdamW:
         fused = all(master.device.type in ("cpu", "cuda") for master in self.masters.values())
         self.adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=fused)
         self._step_on_device = fused
+        self._kept: dict[str, Tensor] = {}
         self._buffer: Tensor | None = None
         if offload:
             largest = max(parameter.nbytes for parameter in self.parameters.values())
@@ -132,10 +133,24 @@ class MasterAdamW:
         assert self._buffer is not None
         return self._buffer[: like.nbytes].view(like.dtype).view(like.shape)
 
+    def keep_gradients(self) -> None:
+        """From now on gradients are added up in the same memory in every step, which CUDA graphs write to."""
+        if not self._kept:
+            if len(self.without_gradient()) == len(self.masters):
+                self.gradients()
+            self._kept = {name: master.grad for name, master in self.masters.items() if master.grad is not None}
+
     def clear_gradients(self) -> None:
-        """Drop every gradient that was collected or not."""
+        """Drop every gradient that was collected or not; those that are kept become 0."""
         for name, parameter in self.parameters.items():
-            parameter.grad = self.masters[name].grad = None
+            kept = self._kept.get(name)
+            parameter.grad = None
+            self.masters[name].grad = None if kept is None else kept.zero_()
+
+    def drop_gradients(self) -> None:
+        """Drop them, and the memory of those that are kept."""
+        self._kept.clear()
+        self.clear_gradients()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state as named tensors (not copies); empty of moments before the first step."""

@@ -39,6 +39,7 @@ KIND = "training"
 RESULTS = ("metrics.jsonl", "checkpoint-*", DELTA)
 # These change what is written and shown, or what is computed twice, not the result.
 WITHOUT_EFFECT = (
+    "cuda_graphs",
     "fsdp",
     "logging_steps",
     "memory_budget",
