@@ -1,7 +1,7 @@
 """Launch settings: pure functions of shape, dtype and device, and the checks every launcher shares.
 
 The numbers come from offline compilation for sm_80, sm_90 and sm_100 (registers and spills are held by
-``tests/kernel_budgets.json``) and from the access width of the hardware: 16 bytes a thread, whole rows of a strip
+``tests/kernels/budgets``) and from the access width of the hardware: 16 bytes a thread, whole rows of a strip
 per warp. They have not been tuned by timing on a GPU.
 """
 

@@ -1,7 +1,8 @@
 """Compile every Triton kernel for a GPU that need not be there, and print what the machine code needs, as JSON.
 
-    python tests/compile_kernels.py 90            measure for sm_90
-    python tests/compile_kernels.py --write       measure for all targets and raise kernel_budgets.json to it
+    python tests/kernels/compile_kernels.py 90            measure for sm_90
+    python tests/kernels/compile_kernels.py --faulty      measure the kernels with planted faults for sm_90
+    python tests/kernels/compile_kernels.py --write       measure for all targets into budgets/triton-VERSION.json
 
 Runs on its own, not under pytest: the tests set TRITON_INTERPRET, and an interpreted kernel cannot be compiled.
 Tile sizes come from slamkern.kernels.launch, so that what is compiled here is what is launched there, with the
@@ -21,6 +22,8 @@ if __name__ == "__main__":  # a test that imports this to read it has chosen the
     os.environ["TRITON_INTERPRET"] = "0"
 
 import triton
+from packaging.version import Version
+from support.faulty_kernels import faulty_cases
 from support.kernel_cases import IMPOSSIBLE, Case, cases  # noqa: F401 - the test reads all of them here
 from support.machine_code import hot_part, instructions
 from triton.backends.compiler import GPUTarget
@@ -28,7 +31,8 @@ from triton.compiler import ASTSource
 
 TARGETS = (80, 90, 100)
 LIMITS = ("registers", "shared", "instructions", "barriers")
-BUDGETS = Path(__file__).with_name("kernel_budgets.json")
+NEVER = ("spills", "stack")  # unless budgeted, where a compiler leaves no choice
+FOLDER = Path(__file__).with_name("budgets")
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _USAGE = (_TOOLS / "cuobjdump", "--dump-resource-usage")
 _CODE = (_TOOLS / "nvdisasm", "--print-code", "--no-dataflow")  # half the time of cuobjdump -sass
@@ -84,6 +88,7 @@ _PATTERNS = {
     "vector_loads": r"LDG\.\S*(128|256)",
     "narrow_loads": r"LDG\.\S*[US](8|16)\b",
     "vector_stores": r"STG\S*\.(128|256)",
+    "products": r"[HIQ]G?MMA\b|UTC\w*MMA\b",
 }
 
 
@@ -94,32 +99,44 @@ def measure(target: int) -> dict[str, dict[str, Any]]:
 
 def violations(measured: dict[str, Any], budget: dict[str, float], expect: tuple[str, ...]) -> list[str]:
     """What a kernel does that it must not: spills, more than budgeted, a slow path."""
-    found = [f"{measured[name]} {name}" for name in ("spills", "stack") if measured[name]]
-    found += [f"{measured[name]} {name}, budget {budget[name]}" for name in budget if measured[name] > budget[name]]
+    limits = dict.fromkeys(NEVER, 0) | budget
+    found = [f"{measured[name]} {name}, budget {limits[name]}" for name in limits if measured[name] > limits[name]]
     return found + [f"no {name}" for name in expect if not measured[name]]
 
 
-def write_budgets() -> None:
-    """Raise kernel_budgets.json to what is measured: it holds the maximum over the Triton versions this ran under.
+def minor(version: str) -> str:
+    """``3.7`` of ``3.7.1``."""
+    return ".".join(version.split(".")[:2])
 
-    To lower a budget, delete the file and run under each of them (3.6 and 3.7). Cases that are gone are dropped.
-    """
-    before = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
+
+def read_budgets(version: str = triton.__version__) -> dict[str, dict[str, dict[str, float]]]:
+    """By target and case: what each case needed under this version of Triton, or the newest before it."""
+    known = sorted(FOLDER.glob("triton-*.json"), key=_version_of)
+    usable = [path for path in known if _version_of(path) <= Version(minor(version))]
+    return dict(json.loads((usable or known)[-1].read_text()))
+
+
+def _version_of(path: Path) -> Version:
+    return Version(path.stem.removeprefix("triton-"))
+
+
+def write_budgets() -> None:
+    """Write what every case needs under the installed Triton."""
     lines = []
     for target in TARGETS:
         needs = {
-            name: {
-                limit: max(need[limit], before.get(f"sm_{target}", {}).get(name, {}).get(limit, 0)) for limit in LIMITS
-            }
+            name: {limit: need[limit] for limit in (*LIMITS, *NEVER) if limit in LIMITS or need[limit]}
             for name, need in measure(target).items()
         }
         rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(need)}" for name, need in needs.items())
         lines.append(f' "sm_{target}": {{\n{rows}\n }}')
-    BUDGETS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    (FOLDER / f"triton-{minor(triton.__version__)}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
         write_budgets()
+    elif sys.argv[1:] == ["--faulty"]:
+        print(json.dumps({name: compile_case(case, 90) for name, case in faulty_cases().items()}))
     else:
         print(json.dumps(measure(int(sys.argv[1]))))

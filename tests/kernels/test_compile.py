@@ -15,7 +15,6 @@ if importlib.util.find_spec("triton.backends.nvidia") is None:
     pytest.skip("this triton has no NVIDIA backend", allow_module_level=True)
 
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
-BUDGETS = json.loads(SCRIPT.with_name("kernel_budgets.json").read_text())
 
 
 def script():
@@ -27,40 +26,86 @@ def script():
     return module
 
 
+GATE = script()
+BUDGETS = GATE.read_budgets()
+
+
+def compiled(option):
+    """What compile_kernels.py measures, in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(SCRIPT.parents[2]), str(SCRIPT.parents[1])))}
+    done = subprocess.run([sys.executable, SCRIPT, option], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.parametrize("target", [80, 90, 100])
 def test_machine_code(target):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(SCRIPT.parents[2]), str(SCRIPT.parents[1])))}
-    done = subprocess.run([sys.executable, SCRIPT, str(target)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    measured, gate = json.loads(done.stdout), script()
-    assert set(measured) == set(BUDGETS[f"sm_{target}"]), "run: python tests/compile_kernels.py --write"
+    measured = compiled(str(target))
+    assert set(measured) == set(BUDGETS[f"sm_{target}"]), "run: python tests/kernels/compile_kernels.py --write"
     wrong = {
         name: found
-        for name, case in gate.cases(target).items()
-        if (found := gate.violations(measured[name], BUDGETS[f"sm_{target}"][name], case.expect))
+        for name, case in GATE.cases(target).items()
+        if (found := GATE.violations(measured[name], BUDGETS[f"sm_{target}"][name], case.expect))
     }
     assert not wrong, "\n".join(f"sm_{target} {name}: {', '.join(found)}" for name, found in wrong.items())
 
 
 def test_what_a_target_cannot_have_is_named_with_its_reason():
-    gate = script()
-    lacking = {name.split()[0] for name in set(gate.cases(90)) - set(gate.cases(80))}
-    assert lacking == set(gate.IMPOSSIBLE[80]) == {"quantize_rows"}
-    assert "e4m3" in gate.IMPOSSIBLE[80]["quantize_rows"] and set(gate.cases(90)) == set(gate.cases(100))
+    lacking = {name.split()[0] for name in set(GATE.cases(90)) - set(GATE.cases(80))}
+    assert lacking == set(GATE.IMPOSSIBLE[80]) == {"quantize_rows"}
+    assert "e4m3" in GATE.IMPOSSIBLE[80]["quantize_rows"] and set(GATE.cases(90)) == set(GATE.cases(100))
 
 
 # An H200: 132 multiprocessors that issue 4 instructions for 32 threads each cycle, 1.755 GHz; 4.2 TB/s of copying.
 ISSUED, COPIED = 132 * 4 * 32 * 1.755e9, 4.2e12
+VERSIONS = sorted(path.stem.removeprefix("triton-") for path in GATE.FOLDER.glob("triton-*.json"))
 
 
-@pytest.mark.parametrize(
-    ("name", "bytes_an_element"),
-    [("swiglu bf16 silu", 6), ("swiglu_stats bf16 silu gate", 6), ("swiglu_backward bf16 silu", 10)],
-)
-def test_memory_not_the_issue_rate_is_the_limit(name, bytes_an_element):
-    """At most 60 % of the instructions that can be issued while the bytes of an element are moved."""
-    share = BUDGETS["sm_90"][name]["instructions"] * COPIED / bytes_an_element / ISSUED
-    assert share <= 0.6
+def issue_share(instructions, bytes_an_element):
+    """Of the instructions that can be issued while the bytes of an element are moved, those that are."""
+    return instructions * COPIED / bytes_an_element / ISSUED
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_memory_not_the_issue_rate_is_the_limit(version):
+    on_hopper = GATE.read_budgets(version)["sm_90"]
+    moved = {"swiglu bf16 silu": 6, "swiglu_stats bf16 silu gate": 6, "swiglu_backward bf16 silu": 10}
+    for name, bytes_an_element in moved.items():
+        assert issue_share(on_hopper[name]["instructions"], bytes_an_element) <= 0.6, name
+        assert on_hopper[name]["barriers"] == 0, name
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_is_budgeted_under_every_version_of_triton(version):
+    budgets = GATE.read_budgets(version)
+    assert budgets["sm_90"]["swiglu_stats bf16 silu gate"]["instructions"] <= 24
+    assert budgets["sm_90"]["swiglu bf16 silu"]["instructions"] <= 15
+    # Triton 3.6 and 3.8 leave ptxas 8 bytes to spill on sm_80 in one kernel of one dtype; there is nothing else.
+    spilling = {(target, name) for target, cases in budgets.items() for name, need in cases.items() if "spills" in need}
+    assert spilling <= {("sm_80", "swiglu_backward fp16 gelu_tanh plain")}
+
+
+def test_a_version_without_budgets_of_its_own_has_those_of_the_newest_before_it():
+    assert GATE.read_budgets("3.7.9") == GATE.read_budgets("3.7.0") != GATE.read_budgets("3.6.0")
+    assert GATE.read_budgets("9.1") == GATE.read_budgets(VERSIONS[-1])
+
+
+def test_no_kernel_loads_two_bytes_at_a_time():
+    assert all("no_narrow_loads" in case.expect for case in GATE.cases(90).values())
+
+
+def test_planted_faults_are_found():
+    measured = compiled("--faulty")
+    budget = {"registers": 255, "shared": 232448, "instructions": 15, "barriers": 0}
+
+    def found(fault):
+        return " ".join(GATE.violations(measured[fault], budget, ("no_narrow_loads",)))
+
+    assert "spills" in found("spills") and "stack" in found("spills")
+    assert "no no_narrow_loads" in found("narrow loads") and measured["narrow loads"]["products"] > 0
+    assert "barriers, budget 0" in found("barriers")
+    assert "instructions" in found("instructions")
+    assert issue_share(measured["instructions"]["instructions"], 4) > 0.6
 
 
 LOOP = """
@@ -88,12 +133,15 @@ def test_the_hot_part_is_the_loop_over_tiles():
 def test_the_gate_can_close():
     budget = {"registers": 128, "shared": 1024, "instructions": 23.1, "barriers": 0}
     good = {"spills": 0, "stack": 0, "vector_loads": 4} | budget
-    violations = script().violations
-    assert violations(good, budget, ("vector_loads",)) == []
-    assert violations(good | {"spills": 2, "stack": 8}, budget, ("vector_loads",)) == ["2 spills", "8 stack"]
-    assert violations(good | {"registers": 129, "vector_loads": 0}, budget, ("vector_loads",)) == [
+    assert GATE.violations(good, budget, ("vector_loads",)) == []
+    assert GATE.violations(good | {"spills": 2, "stack": 8}, budget, ("vector_loads",)) == [
+        "2 spills, budget 0",
+        "8 stack, budget 0",
+    ]
+    assert GATE.violations(good | {"spills": 2, "stack": 8}, budget | {"spills": 2, "stack": 8}, ()) == []
+    assert GATE.violations(good | {"registers": 129, "vector_loads": 0}, budget, ("vector_loads",)) == [
         "129 registers, budget 128",
         "no vector_loads",
     ]
     slow = good | {"instructions": 23.2, "barriers": 1}
-    assert violations(slow, budget, ()) == ["23.2 instructions, budget 23.1", "1 barriers, budget 0"]
+    assert GATE.violations(slow, budget, ()) == ["23.2 instructions, budget 23.1", "1 barriers, budget 0"]
