@@ -70,15 +70,15 @@ def fold_adapters(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def scale_change(base: nn.Module, trained: nn.Module, scale: float) -> nn.Module:
-    """``base`` with the weights ``W0 + scale * (W - W0)``."""
-    state = trained.state_dict()
+def scale_change(base: nn.Module, trained: nn.Module, scale: float) -> None:
+    """Give ``trained`` the weights ``W0 + scale * (W - W0)``, where W0 are those of ``base``."""
+    state = base.state_dict()
     seen: set[int] = set()
-    for name, weight in base.state_dict().items():
-        if weight.is_floating_point() and weight.data_ptr() not in seen and not torch.equal(weight, state[name]):
+    for name, weight in trained.state_dict().items():
+        before = state[name]
+        if weight.is_floating_point() and weight.data_ptr() not in seen and not torch.equal(weight, before):
             seen.add(weight.data_ptr())  # a tied weight changes once
-            weight.copy_(weight.double() + scale * (state[name].double() - weight.double()))
-    return base
+            weight.copy_(before.double() + scale * (weight.double() - before.double()))
 
 
 @torch.no_grad()

@@ -97,8 +97,8 @@ def run_cell(work: Work, cell: Cell, seed: int, *, final: bool) -> None:
         facts = learn(work, source, seed, model, tokenizer, examples, recipe.train)
     if cell.train == "scaled":
         base, _ = work.load()
-        model = scale_change(base, model, cell.scale)
-        facts["distance"] = weight_distance(work.load()[0], model)
+        scale_change(base, model, cell.scale)
+        facts["distance"] = weight_distance(base, model)
     model.name_or_path = f"{model.name_or_path} + {cell.name}"
     name = "final" if final else "screen"
     started = time.process_time()

@@ -10,6 +10,7 @@ from typing import Any
 from slamkern.data.alignment import aligned_examples, english_questions
 from slamkern.data.pairs import Pair, load_pairs, split_pairs
 from slamkern.data.prompts import get_prompt
+from slamkern.data.tasks import Question
 from slamkern.data.tokenization import tokenize_pairs
 from slamkern.digests import texts_digest
 from slamkern.errors import SlamkernError
@@ -128,30 +129,38 @@ def measure(
     held_out: Sequence[Pair],
     replies: Mapping[str, str] = MappingProxyType({}),
     *,
+    asked: tuple[str, Sequence[Question]] | None = None,
     out: Path,
     progress: bool,
 ) -> dict[str, Any]:
-    """Held-out translation, replies where there are some, English retention and answers; predictions go to ``out``."""
+    """Held-out translation and replies where there are some, English retention, and answers, which also go to ``out``.
+
+    ``asked``: task and questions; those of the evaluate section if not given.
+    """
     from slamkern.evaluation.accuracy import evaluate_questions
     from slamkern.evaluation.translation import english_retention, translation_quality
 
     section, recipe = config.evaluate, config.train
-    translation = translation_quality(
-        model, tokenizer, held_out, recipe.prompt, generate_limit=section.chrf_limit,
-        max_new_tokens=section.max_new_tokens, max_length=recipe.max_length,
-    )  # fmt: skip
     english = english_texts(config, held_out)
     values: dict[str, Any] = {
-        "translation": translation,
-        "english_loss": english_retention(model, tokenizer, english),
+        "translation": {},
+        "english_loss": english_retention(model, tokenizer, english, max_length=recipe.max_length),
         "loss_texts": loss_texts(english, held_out),
         "evaluation": None,
     }
+    if held_out:
+        values["translation"] = translation_quality(
+            model, tokenizer, held_out, recipe.prompt, generate_limit=section.chrf_limit,
+            max_new_tokens=section.max_new_tokens, max_length=recipe.max_length,
+        )  # fmt: skip
     if replies:
         values["reply_loss"] = reply_losses(config, model, tokenizer, held_out, replies)
-    if section.task is not None:
+    if asked is None and section.task is not None:
+        asked = section.task, section.load()
+    if asked is not None:
+        task, questions = asked
         result = evaluate_questions(
-            model, tokenizer, section.load(), task=section.task, prompt=section.prompt_for(tokenizer),
+            model, tokenizer, questions, task=task, prompt=section.prompt_for(tokenizer),
             max_new_tokens=section.max_new_tokens, batch_size=section.batch_size, out=out, progress=progress,
         )  # fmt: skip
         values["evaluation"] = result.to_dict()

@@ -20,7 +20,7 @@ from slamkern.files import write_checked
 from slamkern.pipeline.checks import check_model, check_prompt
 from slamkern.pipeline.loading import load_model
 from slamkern.pipeline.sections import RunConfig
-from slamkern.pipeline.stages import alignment_pairs, english_texts, loss_texts
+from slamkern.pipeline.stages import alignment_pairs, english_texts, measure
 from slamkern.run_folder import RunFolder
 
 KIND, RECORD = "comparison", "compared.json"
@@ -43,10 +43,10 @@ def evaluate_two(
     SlamkernError for what is wrong with models, prompt, data or folder before anything is asked.
     """
     held_out = alignment_pairs(config)[1] if config.data.path else []
-    config = config.model_copy(
-        update={"evaluate": config.evaluate.model_copy(update={"english": _english(config, held_out)})}
-    )
-    english = english_texts(config, held_out)
+    # Of what a run measures, chrF is left out: it is not compared.
+    measured = {"english": _english(config, held_out), "chrf_limit": 0}
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=measured)})
+    english_texts(config, held_out)
     check_prompt(config.evaluate.prompt)
     after = config.model if delta else config.model.model_copy(update={"name": str(tuned)})
     for section in {config.model, after}:
@@ -75,7 +75,9 @@ def evaluate_two(
                 from slamkern.training.checkpoint import load_delta
 
                 load_delta(model, tuned)
-            values = _measure(config, model, tokenizer, questions, english, held_out, task, path, progress)
+            values = measure(
+                config, model, tokenizer, held_out, asked=(task, questions), out=path.with_suffix(""), progress=progress
+            )
             write_checked(path, values)
     before, after_folder = (out / "evaluation" / side for side in SIDES)
     return before, after_folder
@@ -83,35 +85,3 @@ def evaluate_two(
 
 def _english(config: RunConfig, held_out: Sequence[Pair]) -> str | None:
     return config.evaluate.english or (None if held_out else "corpus:")
-
-
-def _measure(
-    config: RunConfig,
-    model: Any,
-    tokenizer: Any,
-    questions: Sequence[Question],
-    english: Sequence[str],
-    held_out: Sequence[Pair],
-    task: str,
-    path: Path,
-    progress: bool,
-) -> dict[str, Any]:
-    from slamkern.evaluation.accuracy import evaluate_questions
-    from slamkern.evaluation.translation import english_retention, translation_quality
-
-    section, recipe = config.evaluate, config.train
-    result = evaluate_questions(
-        model, tokenizer, questions, task=task, prompt=section.prompt, max_new_tokens=section.max_new_tokens,
-        batch_size=section.batch_size, out=path.with_suffix(""), progress=progress,
-    )  # fmt: skip
-    translation: dict[str, Any] = {}
-    if held_out:
-        translation = translation_quality(
-            model, tokenizer, held_out, recipe.prompt, generate_limit=0, max_length=recipe.max_length
-        )
-    return {
-        "translation": translation,
-        "english_loss": english_retention(model, tokenizer, english, max_length=recipe.max_length),
-        "loss_texts": loss_texts(english, held_out),
-        "evaluation": result.to_dict(),
-    }

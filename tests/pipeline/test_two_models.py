@@ -69,6 +69,21 @@ def test_one_command_asks_both_and_judges_and_files_agree(folder, capsys):
     assert again["losses"]["English text"]["after"] == pytest.approx(loss["after"])
 
 
+def test_replies_of_both_begin_as_they_are_told_to(folder):
+    start = "Step one: "
+    for name, options in (("free", []), ("told", [f"--set=evaluate.reply_start={start}"])):
+        assert gate(folder, folder / name, folder / "tuned", *options) in (1, 3)
+    free, told = (
+        [json.loads(line)["output"] for side in ("before", "after") for line in lines_of(folder / name, side)]
+        for name in ("free", "told")
+    )
+    assert len(free) == len(told) == 16 and free != told
+
+
+def lines_of(out, side):
+    return (out / "evaluation" / side / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+
+
 def test_a_killed_comparison_goes_on_with_what_is_left(folder, monkeypatch, capsys):
     loaded = []
     load_model = two_models.load_model
@@ -79,17 +94,17 @@ def test_a_killed_comparison_goes_on_with_what_is_left(folder, monkeypatch, caps
 
     monkeypatch.setattr(two_models, "load_model", counted)
     out = folder / "out"
-    measure = two_models._measure
+    measure = two_models.measure
 
-    def killed(*arguments):
+    def killed(*arguments, **options):
         if loaded[-1] == "tuned":
             raise KeyboardInterrupt
-        return measure(*arguments)
+        return measure(*arguments, **options)
 
-    monkeypatch.setattr(two_models, "_measure", killed)
+    monkeypatch.setattr(two_models, "measure", killed)
     assert gate(folder, out, folder / "tuned") == 130
     assert "the same command goes on" in capsys.readouterr().err
-    monkeypatch.setattr(two_models, "_measure", measure)
+    monkeypatch.setattr(two_models, "measure", measure)
     assert gate(folder, out, folder / "tuned") in (1, 3)
     assert loaded == ["base", "tuned", "tuned"]
     assert gate(folder, out, folder / "tuned") in (1, 3) and len(loaded) == 3
