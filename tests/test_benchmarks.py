@@ -120,30 +120,51 @@ def test_the_one_command_runs_stages_in_processes_and_keeps_those_of_earlier_cal
     assert numbers == {"slamkern": True, "authors": True, "liger_freeze": False}  # the last needs a GPU
 
 
-def test_every_call_takes_ten_minutes_at_most_even_if_every_stage_overruns(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def simulated(tmp_path, monkeypatch, capsys):
+    """Runs ``benchmarks.gpu --minutes 9.5`` and each command that it names next, on a clock of its own: every stage is
+    ended so many seconds after its limit. Returns, for each call, its seconds and the stages that have run by then.
+    """
+    limits = dict(gpu.LIMITS)
+
+    def simulate(late):
+        clock = [0.0]
+        monkeypatch.setattr(gpu.time, "monotonic", lambda: clock[0])
+
+        def overrun(plan, stage, limit):
+            clock[0] += 60 * limits[stage] + late
+            return {"stage": stage, "status": "ended", "seconds": 60 * limit, "note": ""}
+
+        monkeypatch.setattr(gpu, "run_stage", overrun)
+        calls, command = [], ["--minutes", "9.5"]
+        while command:
+            started = clock[0]
+            gpu.main([*command, "--device", "cpu", "--dry-run", "--results", str(tmp_path)])
+            (path,) = tmp_path.glob("*.json")
+            stages = [row["stage"] for row in json.loads(path.read_text())["stages"]["run"]["rows"]]
+            calls.append((clock[0] - started, stages))
+            last = capsys.readouterr().out.strip().splitlines()[-1]
+            command = last.split()[3:] if last.startswith("python -m benchmarks.gpu") else []
+        return calls
+
+    return simulate
+
+
+def test_every_call_takes_ten_minutes_at_most_even_if_every_stage_overruns(simulated):
     """A simulation: each stage takes all of its limit and is ended there; each call names the command of the next."""
-    clock = [0.0]
-    monkeypatch.setattr(gpu.time, "monotonic", lambda: clock[0])
-
-    def overrun(plan, stage, limit):
-        clock[0] += 60 * limit + 1  # what it takes to end it
-        return {"stage": stage, "status": "ended", "seconds": 60 * limit, "note": ""}
-
-    monkeypatch.setattr(gpu, "run_stage", overrun)
-    calls, command = [], ["--minutes", "9.5"]
-    while command:
-        started = clock[0]
-        gpu.main([*command, "--device", "cpu", "--dry-run", "--results", str(tmp_path)])
-        assert clock[0] - started <= 600
-        (path,) = tmp_path.glob("*.json")
-        calls.append([row["stage"] for row in json.loads(path.read_text())["stages"]["run"]["rows"]])
-        last = capsys.readouterr().out.strip().splitlines()[-1]
-        command = last.split()[3:] if last.startswith("python -m benchmarks.gpu") else []
-    assert calls[0] == ["build", "ceilings", "headline"]
-    assert set(calls[-1]) == set(gpu.LIMITS)
+    calls = simulated(late=1)
+    assert max(seconds for seconds, _ in calls) <= 600
+    assert calls[0][1] == ["build", "ceilings", "headline"]
+    assert set(calls[-1][1]) == set(gpu.LIMITS)
     assert len(calls) == len(gpu.schedule(9.5)) <= 7
     with pytest.raises(ValueError, match=r"may take 9\.0 minutes, more than the 8"):
         gpu.schedule(8)
+
+
+def test_the_simulation_finds_stages_that_end_late_and_limits_that_nobody_plans_with(simulated, monkeypatch):
+    assert max(seconds for seconds, _ in simulated(late=90)) > 600
+    monkeypatch.setattr(gpu, "LIMITS", dict.fromkeys(gpu.LIMITS, 0.0))
+    assert max(seconds for seconds, _ in simulated(late=1)) > 600
 
 
 def test_every_stage_names_files_and_modules_that_exist(tmp_path):

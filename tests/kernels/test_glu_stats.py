@@ -138,7 +138,8 @@ class Made(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if func is not torch.ops.aten.detach.default:
             self.ops.append(str(func))
-            self.bytes += out.nbytes
+            made = out if isinstance(out, tuple) else (out,)
+            self.bytes += sum(x.nbytes for x in made if isinstance(x, torch.Tensor))
         return out
 
 
@@ -152,6 +153,9 @@ def test_beside_one_launch_a_layer_allocates_hidden_alone(languages, monkeypatch
     with Made() as made:
         kernels.swiglu_stats(gate, gate, ids, languages, "silu", "gate", into, plan)
     assert made.ops == ["aten.empty_like.default"] and made.bytes == gate.nbytes and len(launched) == 1
+    with Made() as made:  # as a layer would that made moments and a plan of its own
+        kernels.swiglu_stats(gate, gate, ids, languages, "silu", "gate")
+    assert len(made.ops) > 20 and made.bytes > gate.nbytes + 24 * languages * 1024
 
 
 @pytest.mark.parametrize(("tokens", "neurons"), [(1, 64), (4096, 1536), (4096, 11008), (32768, 11008), (10**6, 14336)])

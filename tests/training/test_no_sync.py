@@ -1,7 +1,6 @@
 """A micro-batch never waits for the device: no op of forward, backward or optimizer reads a tensor on the host."""
 
 import pytest
-import torch
 from support.tiny_models import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,22 +28,47 @@ def batch():
     return collate(examples)
 
 
-@pytest.mark.parametrize("backend", ["reference", "native", "triton"])
-def test_forward_backward_and_optimizer(backend):
-    if reason := backends("cpu")[backend]:
-        pytest.skip(reason)
+def micro_batch(backend="reference", plant=lambda model: None):
+    """Forward, backward and optimizer of one micro-batch, none of which may wait."""
     model = slamkern.patch_model(tiny_model("llama"), backend=backend)
     slamkern.apply_selection(model, LayerSelection(layers=(1, 2)))
     head, packed = read_head(model), batch()
     optimizer = MasterAdamW((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    with packed_attention(model), Refusing():
-        (packed_loss(model, packed, head=head) / 10).backward()
-        optimizer.collect_gradients()
-        optimizer.step(1e-3)
+    with packed_attention(model):
+        plant(model)
+        with Refusing():
+            (packed_loss(model, packed, head=head) / 10).backward()
+            optimizer.collect_gradients()
+            optimizer.step(1e-3)
 
 
-def test_the_check_can_fail():
-    with Refusing(), pytest.raises(AssertionError, match="nonzero"):
-        torch.arange(4).nonzero()
-    with Refusing(), pytest.raises(AssertionError, match="_local_scalar_dense"):
-        torch.ones(()).item()
+@pytest.mark.parametrize("backend", ["reference", "native", "triton"])
+def test_forward_backward_and_optimizer(backend):
+    if reason := backends("cpu")[backend]:
+        pytest.skip(reason)
+    micro_batch(backend)
+
+
+# Waits as people write them, in the forward of a norm, in the backward of a layer, and at a gradient that is ready.
+FAULTS = {
+    "a loss that is looked at": lambda model: model.model.norm.register_forward_hook(
+        lambda module, args, out: out * float(out.abs().max() < 1e9)
+    ),
+    "rows that are searched": lambda model: model.model.norm.register_forward_hook(
+        lambda module, args, out: out.index_add(1, out[0, :, 0].isnan().nonzero()[:, 0], out[:, :0])
+    ),
+    "a gradient that is checked": lambda model: model.model.layers[2].register_full_backward_hook(
+        lambda module, grads, outputs: None if grads[0].isfinite().all() else grads
+    ),
+    "a norm that is compared": lambda model: [
+        parameter.register_hook(lambda grad: grad if grad.norm() < 1e9 else grad * 0)
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    ],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_wait_is_found(fault):
+    with pytest.raises(AssertionError, match=r"aten\.(nonzero|_local_scalar_dense|is_nonzero)"):
+        micro_batch(plant=FAULTS[fault])

@@ -1,5 +1,7 @@
 """Memory computed from a shape is the memory measured on models of it, and 7B fits where it is said to fit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -60,19 +62,56 @@ def test_the_estimate_is_within_a_tenth_of_the_peak(dtype, layers, changes, reco
     model = prepared(dtype, layers, changes)
     computed = shape_footprint(model.config, layers, itemsize=dtype.itemsize)
     chosen = tuple(computed.recomputable) if recompute else ()
+    assert computed.total(1024, chosen) == pytest.approx(peak_of_a_step(model, chosen), rel=0.1)
+
+
+def peak_of_a_step(model, recomputed, tokens=1024):
+    """Bytes of weights, optimizer state and what a step of supervised tokens allocates at most beside them."""
     for ffn in fused_ffns(model):
-        ffn.recompute = ffn.layer in chosen
-    examples = even_lengths(64, 1024, model.config.vocab_size, steps=1, supervised=1.0).steps[0]
+        ffn.recompute = ffn.layer in recomputed
+    examples = even_lengths(64, tokens, model.config.vocab_size, steps=1, supervised=1.0).steps[0]
     batch, head = collate(examples), read_head(model)
     optimizer = MasterAdamW(trained_parameters(model).items())
     with packed_attention(model):
         for _ in range(2):  # moments exist from the first step on
             with peak_growth(CPU) as growth:
-                (packed_loss(model, batch, head=head) / 1024).backward()
+                (packed_loss(model, batch, head=head) / tokens).backward()
                 optimizer.collect_gradients()
                 optimizer.step(1e-5)
-    resident = storage_bytes([*model.parameters(), *model.buffers(), *optimizer.state_dict().values()])
-    assert computed.total(1024, chosen) == pytest.approx(resident + growth[0], rel=0.1)
+    return growth[0] + storage_bytes([*model.parameters(), *model.buffers(), *optimizer.state_dict().values()])
+
+
+def test_a_layer_that_keeps_more_than_the_formula_says_is_found():
+    """Planted: every FFN's result goes through a function that keeps its own."""
+    dtype, layers, changes = SHAPES[0]
+    model = prepared(dtype, layers, changes)
+    computed = shape_footprint(model.config, layers, itemsize=dtype.itemsize)
+    assert computed == footprint(model)
+    for ffn in fused_ffns(model)[1:]:
+        model.get_submodule(ffn.path).register_forward_hook(lambda module, args, y: y.tanh().tanh().tanh().tanh())
+    measured = footprint(model)
+    hidden = model.config.hidden_size * dtype.itemsize
+    more = {layer: measured.saved[layer] - kept for layer, kept in computed.saved.items()}
+    assert more == {layer: 0 if layer < 1 else 4 * hidden for layer in computed.saved}
+    assert computed.total(1024) != pytest.approx(peak_of_a_step(model, ()), rel=0.1)
+
+
+# Planted: one term of the formula is forgotten, where it matters; gate and up of every layer, the masters, the logits.
+FORGOTTEN = {
+    "saved": (1024, lambda right: {at: kept - right.recomputable.get(at, 0) for at, kept in right.saved.items()}),
+    "state": (64, lambda right: right.state * 2 // 3),
+    "logits": (1024, lambda right: 0),
+}
+
+
+@pytest.mark.parametrize("term", FORGOTTEN)
+def test_a_term_left_out_of_the_formula_is_found(term):
+    tokens, wrong = FORGOTTEN[term]
+    model = prepared(torch.bfloat16, range(4), {})
+    right = shape_footprint(model.config, range(4))
+    peak = peak_of_a_step(model, (), tokens)
+    assert right == footprint(model) and right.total(tokens) == pytest.approx(peak, rel=0.1)
+    assert replace(right, **{term: wrong(right)}).total(tokens) != pytest.approx(peak, rel=0.1)
 
 
 def test_7b_fits_into_24_and_in_fp8_into_16_gigabytes():
