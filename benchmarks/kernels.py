@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.operations import Operation, Workload, elementwise, products
-from benchmarks.providers import COMPILE, PROVIDERS, TORCH, Absent
+from benchmarks.providers import COMPILE, KERNELS, PROVIDERS, TORCH, WASTED_PRODUCTS, Absent
 from benchmarks.results import Row
 from benchmarks.shapes import SHAPES, TINY, Shape
 from benchmarks.stage import Stage, show
 from benchmarks.timing import Case, interleaved
+from slamkern.bench.launches import kernel_events, launches_of
 
-COLUMNS = ("op", "languages", "layout", "provider", "shape", "tokens", "median_ms", "gbps", "tflops", "share")
-_OPERATIONS_A_SHAPE = 9
+COLUMNS = ("op", "languages", "layout", "provider", "shape", "tokens", "median_ms", "gbps", "tflops", "share",
+           "wasted_products")  # fmt: skip
+_OPERATIONS_A_SHAPE = 10
 # A row with a wrong result has no time: the relative error that bfloat16 products in another order stay far below.
 _WRONG = 2e-2
 
@@ -51,11 +53,13 @@ def operations(work: Workload) -> Iterator[Operation]:
 
 def measure(operation: Operation, ceilings: Sequence[Row], *, rounds: int, seconds: float) -> list[Row]:
     """One row a provider."""
-    ready, absent = first_calls(operation)
+    ready, absent, launches = first_calls(operation)
     times = interleaved(ready, operation.workload.device, rounds=rounds, warmup=1, seconds=seconds)
     rows = []
     for provider in operation.cases:
-        row = _describe(operation) | {"provider": provider}
+        row = _describe(operation) | {"provider": provider, "kernel_launches": launches.get(provider)}
+        if operation.name.endswith("frozen FFN backward"):
+            row["wasted_products"] = WASTED_PRODUCTS.get(provider, 0)
         if provider in absent:
             rows.append(row | {"absent": absent[provider]})
             continue
@@ -68,8 +72,12 @@ def measure(operation: Operation, ceilings: Sequence[Row], *, rounds: int, secon
     return rows
 
 
-def first_calls(operation: Operation) -> tuple[dict[str, Case], dict[str, str]]:
-    """Run every case once (compilation happens here) and hold its result against torch's."""
+def first_calls(operation: Operation) -> tuple[dict[str, Case], dict[str, str], dict[str, dict[str, int]]]:
+    """Run every case (compilation happens here), hold its result against torch's and count the kernels it launches.
+
+    Returns the cases that can be timed, why the others cannot, and the launches by name where a GPU tells them.
+    """
+    launches: dict[str, dict[str, int]] = {}
     ready: dict[str, Case] = {}
     absent: dict[str, str] = {}
     expected: Tensor | None = None
@@ -87,9 +95,18 @@ def first_calls(operation: Operation) -> tuple[dict[str, Case], dict[str, str]]:
             expected = value
         if expected is not None and not (off := (value - expected).norm() / expected.norm()) < _WRONG:
             absent[provider] = f"wrong result: relative error {float(off):.2g}"
-        else:
-            ready[provider] = case
-    return ready, absent
+            continue
+        if provider in KERNELS:
+            with kernel_events(operation.workload.device) as events:
+                case.run(case.prepare())
+            launched = launches_of(KERNELS[provider], events)
+            if launched == {}:
+                absent[provider] = f"no kernel of {KERNELS[provider]} was launched"
+                continue
+            if launched is not None:
+                launches[provider] = launched
+        ready[provider] = case
+    return ready, absent, launches
 
 
 def _first_tensor(result: Any) -> Tensor:
@@ -146,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     absent = Counter((row["provider"], row["absent"]) for row in stage.rows if "absent" in row)
     for (provider, reason), count in absent.items():
         print(f"no number of {provider} in {count} rows: {reason}")
-    broken = any(who.startswith("slamkern") and why.startswith(("failed", "wrong")) for who, why in absent)
+    broken = any(who.startswith("slamkern") and why.startswith(("failed", "wrong", "no kernel")) for who, why in absent)
     return 1 if broken else 0
 
 

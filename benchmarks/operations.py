@@ -6,6 +6,7 @@ statistics             the same, with count, mean, m2 and active of ``silu(gate)
 backward               gradients of gate and up, by autograd; the forward before it is not timed
 gated linear           ``silu(x @ w_gate.T) * (x @ w_up.T)``, with and without statistics
 frozen FFN backward    gradient of the input of a whole FFN whose weights are frozen
+the same, with norm    the same through the RMS norm before it, which is frozen too
 =====================  ===================================================================================
 
 Tokens lie grouped by language, as the packer leaves them, except where the layout says ``mixed``. Bytes count every
@@ -149,6 +150,20 @@ def products(work: Workload) -> Iterator[Operation]:
         return Case(lambda state: torch.autograd.grad(state[1], state[0], x), prepare)
 
     moved = itemsize * (2 * tokens * (hidden + neurons) + 3 * hidden * neurons)
-    yield Operation(
-        "frozen FFN backward", work, tokens, moved, 3 * product, _cases(work.providers, backward), bound="gemm"
-    )
+    names = (*work.providers, providers.LIGER_MLP)
+    yield Operation("frozen FFN backward", work, tokens, moved, 3 * product, _cases(names, backward), bound="gemm")
+
+    norm = 1 + work.normal(hidden, scale=0.1)
+
+    def normed_backward(provider: str) -> Case:
+        function = providers.normed_ffn(provider, work.device, norm, *weights)
+
+        def prepare() -> Any:
+            leaf = x.clone().requires_grad_()
+            return leaf, function(leaf)
+
+        return Case(lambda state: torch.autograd.grad(state[1], state[0], x), prepare)
+
+    moved += itemsize * 3 * tokens * hidden  # x, the gradient of its norm, and its own
+    cases = _cases((*names, providers.ENGINE), normed_backward)
+    yield Operation("norm and frozen FFN backward", work, tokens, moved, 3 * product, cases, bound="gemm")

@@ -1,4 +1,5 @@
-"""Who computes an op: torch as one writes it, torch.compile, Liger-Kernel, and slamkern's backends.
+"""Who computes an op: torch as one writes it, torch.compile, Liger-Kernel, and slamkern's backends; for whole FFNs
+also Liger's LigerMLP and Transformer Engine's LayerNormMLP.
 
 Every builder takes a provider's name and returns a function of tensors, or raises :class:`Absent` with the reason why
 this provider cannot compute that here; the tables show the reason instead of a time. ``gate``, ``up``: (tokens,
@@ -6,6 +7,7 @@ neurons); ``x``: (tokens, hidden); ``w_gate``, ``w_up``: (neurons, hidden); ``w_
 """
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +18,19 @@ from torch import Tensor
 
 from slamkern import ops
 from slamkern.modules import ffn_autograd
+from slamkern.modules.rmsnorm import Norm, RMSNorm
 from slamkern.ops.dispatch import backends
 
 TORCH, COMPILE, LIGER = "torch", "torch.compile", "liger"
 BACKENDS = ("reference", "native", "triton")
 PROVIDERS = (TORCH, COMPILE, LIGER, *(f"slamkern {backend}" for backend in BACKENDS))
+LIGER_MLP, ENGINE = "liger mlp", "transformer engine"  # of whole FFNs alone
+# Products in the backward of a frozen FFN beyond the three of the gradient of its input: LigerMLP (0.8.5) computes the
+# gradients of all three weights whether they are asked for or not; Transformer Engine asks (module/layernorm_mlp.py).
+WASTED_PRODUCTS = {LIGER_MLP: 3}
+# The package whose kernels a provider must launch on a GPU.
+KERNELS = {LIGER: "liger_kernel", LIGER_MLP: "liger_kernel", "slamkern triton": "slamkern.kernels"}
+EPS = 1e-5
 
 
 class Absent(Exception):
@@ -36,11 +46,16 @@ def _backend(provider: str, device: torch.device) -> str:
     return backend
 
 
-def _liger(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+def _require(package: str, name: str, device: torch.device) -> None:
+    """Absent with the reason why another's kernels cannot run here, if so."""
     if device.type != "cuda":
-        raise Absent("Liger-Kernel needs a CUDA device")
-    if importlib.util.find_spec("liger_kernel") is None:
-        raise Absent("liger-kernel is not installed (extra bench)")
+        raise Absent(f"{name} needs a CUDA device")
+    if importlib.util.find_spec(package) is None:
+        raise Absent(f"{package} is not installed")
+
+
+def _liger(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    _require("liger_kernel", "Liger-Kernel", device)
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
     return LigerSiLUMulFunction.apply
@@ -113,8 +128,48 @@ def frozen_ffn(provider: str, device: torch.device) -> Callable[[Tensor, Tensor,
         return functools.partial(_fused_ffn, options=ffn_autograd.FFNOptions("silu", _backend(provider, device)))
     if provider == COMPILE:
         return _compiled(_ffn, device.type)
+    if provider == LIGER_MLP:
+        _require("liger_kernel", "Liger-Kernel", device)
+        from liger_kernel.ops import LigerMLPFunction
+
+        return lambda x, *weights: LigerMLPFunction.apply(x[None], *weights)[0]
     combine = swiglu(provider, device)
     return lambda x, w_gate, w_up, w_down: F.linear(combine(F.linear(x, w_gate), F.linear(x, w_up)), w_down)
+
+
+def normed_ffn(provider: str, device: torch.device, norm: Tensor, *weights: Tensor) -> Callable[[Tensor], Tensor]:
+    """A whole frozen FFN behind its RMS norm (``norm``: (hidden,), frozen too), of x: what Transformer Engine fuses."""
+    if provider == ENGINE:
+        return _engine_ffn(device, norm, *weights)
+    normalize: Callable[..., Tensor] = functools.partial(F.rms_norm, normalized_shape=norm.shape, weight=norm, eps=EPS)
+    if provider == COMPILE:
+        normalize = _compiled(F.rms_norm, device.type)
+        return lambda x: _compiled(_ffn, device.type)(normalize(x, norm.shape, norm, EPS), *weights)
+    if provider in (LIGER, LIGER_MLP):
+        _require("liger_kernel", "Liger-Kernel", device)
+        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+        normalize = lambda x: LigerRMSNormFunction.apply(x, norm, EPS, 0.0, "llama", False)  # noqa: E731
+    elif provider.startswith("slamkern "):
+        own = Norm(EPS, "llama", _backend(provider, device))
+        normalize = lambda x: RMSNorm.apply(x, norm, own)  # noqa: E731
+    ffn = frozen_ffn(provider, device)
+    return lambda x: ffn(normalize(x), *weights)
+
+
+def _engine_ffn(device: torch.device, norm: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor) -> Any:
+    _require("transformer_engine", "Transformer Engine", device)
+    te: Any = importlib.import_module("transformer_engine.pytorch")
+    hidden, neurons = norm.shape[0], w_gate.shape[0]
+    module = te.LayerNormMLP(
+        hidden, neurons, eps=EPS, bias=False, normalization="RMSNorm", activation="swiglu", params_dtype=norm.dtype,
+        device=device,
+    )  # fmt: skip
+    with torch.no_grad():
+        module.layer_norm_weight.copy_(norm)
+        module.fc1_weight.copy_(torch.cat((w_gate, w_up)))  # the half that the activation is of comes first
+        module.fc2_weight.copy_(w_down)
+    return module.requires_grad_(False)
 
 
 def _ffn(x: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from slamkern.reading import read_json
 from slamkern.version import installed_version
 
 FOLDER = Path(__file__).with_name("results")
-_PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "peft", "numpy")
+_PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "transformer-engine", "peft", "numpy")
 Row = dict[str, Any]
 
 

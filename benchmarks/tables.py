@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks import model_tables
+from benchmarks import fp8_tables, model_tables
 from benchmarks.markdown import markdown
-from benchmarks.providers import PROVIDERS
+from benchmarks.providers import ENGINE, LIGER_MLP, PROVIDERS, WASTED_PRODUCTS
 from benchmarks.results import Row
 from benchmarks.summary import summary
 from slamkern.errors import SlamkernError
@@ -18,18 +18,24 @@ def _kernels(rows: Sequence[Row], shape: str) -> str:
     """Median milliseconds of every operation and provider at one shape, and slamkern's share of the ceiling."""
     chosen = [row for row in rows if row["shape"] == shape]
     timed = {row["provider"] for row in chosen if "absent" not in row}
-    providers = [name for name in PROVIDERS if name in timed]
+    providers = [name for name in (*PROVIDERS, LIGER_MLP, ENGINE) if name in timed]
     lines: dict[tuple[object, ...], dict[str, Row]] = {}
     for row in chosen:
         key = (row["op"], row["languages"], row["layout"], row["tokens"], row["dtype"])
         lines.setdefault(key, {})[row["provider"]] = row
+
+    def heading(name: str) -> str:
+        return f"{name} ({WASTED_PRODUCTS[name]} products wasted)" if name in WASTED_PRODUCTS else name
+
     body = []
     for (op, languages, layout, tokens, dtype), by_provider in lines.items():
         detail = ", ".join([f"{languages} languages"] * bool(languages) + [str(layout)] * (layout == "mixed"))
         shares = [row["share"] for name, row in by_provider.items() if "slamkern" in name and row.get("share")]
         times = [by_provider.get(name, {}).get("median_ms") for name in providers]
         body.append([f"{op}{f', {detail}' if detail else ''}", tokens, dtype, *times, max(shares, default=None)])
-    return markdown(["op", "tokens", "dtype", *(f"{name}, ms" for name in providers), "share of ceiling"], body)
+    return markdown(
+        ["op", "tokens", "dtype", *(f"{heading(name)}, ms" for name in providers), "share of ceiling"], body
+    )
 
 
 def _columns(*columns: tuple[str, str]) -> Callable[[Sequence[Row]], str]:
@@ -52,23 +58,6 @@ def _goals(rows: Sequence[Row]) -> str:
             for r in rows
         ),
     )
-
-
-def _fp8(rows: Sequence[Row]) -> str:
-    """Losses of the two runs; in percent how far those of FP8 are from the other's."""
-    percent = {key: f"{100 * rows[1][key]:.2f} %" for key in ("largest", "mean", "limit")}
-    verdict = f"<= {percent['limit']}: {'met' if rows[1]['met'] else 'missed'}"
-    differences = [["", "", ""], [percent["largest"], percent["mean"], verdict]]
-    own = [[r["loss_first"], r["loss_last"], r["held_out_first"], r["held_out_last"]] for r in rows]
-    afterwards = [rows[0]["held_out_last"], rows[1]["held_out_unquantized"]]
-    names = ["in FP8, emulated" if row["emulated"] else "in FP8" for row in rows]
-    names[0] = rows[0]["dtype"]
-    return markdown(
-        ("frozen weights", "model", "steps", "first loss", "last loss", "held-out before", "held-out after",
-         "the same, FP8 off", "steps differ by at most", "on average", "limit"),
-        ([names[i], row["model"], row["steps"], *(f"{x:.4f}" for x in (*own[i], afterwards[i])), *differences[i]]
-         for i, row in enumerate(rows)),
-    )  # fmt: skip
 
 
 # name -> (stage, what makes a table of its rows)
@@ -137,7 +126,9 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
         ),
         "families": ("families", model_tables.families),
         "goals": ("goals", _goals),
-        "fp8": ("fp8", _fp8),
+        "fp8": ("fp8", fp8_tables.runs),
+        "fp8-products": ("fp8_accumulation", fp8_tables.products),
+        "fp8-accumulation": ("fp8_accumulation", fp8_tables.accumulation),
         "dry-run": (
             "dry_run",
             _columns(
