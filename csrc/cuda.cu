@@ -78,16 +78,25 @@ int64_t slamkern_stats_workspace(int64_t tokens, int64_t neurons, int64_t langua
   return Workspace(nullptr, tokens, neurons, languages).bytes;
 }
 
+int slamkern_stats_plan(const int32_t* language_ids, int64_t tokens, int64_t languages, int64_t* count, void* workspace,
+                        void* stream) {
+  const int64_t counters = (languages + 1) * static_cast<int64_t>(sizeof(int));  // of a warp
+  const auto warps = static_cast<unsigned>(std::clamp<int64_t>(SHARED_BYTES / counters, 1, MAP_WARPS));
+  // What it writes lies at the same place whatever the neurons.
+  row_map<<<1, 32 * warps, warps * counters, static_cast<cudaStream_t>(stream)>>>(
+      language_ids, static_cast<int>(tokens), static_cast<int>(languages), Workspace(workspace, tokens, 0, languages),
+      count);
+  return static_cast<int>(cudaGetLastError());
+}
+
 int slamkern_swiglu_stats(const void* gate, int64_t gate_stride, const void* up, int64_t up_stride, void* hidden,
                           int64_t hidden_stride, const int32_t* language_ids, int64_t tokens, int64_t neurons,
                           int64_t languages, int dtype, int activation, int observe, int64_t* count, double* mean,
                           double* m2, int64_t* active, void* workspace, int, void* stream_pointer) {
   const auto stream = static_cast<cudaStream_t>(stream_pointer);
   const Workspace work(workspace, tokens, neurons, languages);
-  const int64_t counters = (languages + 1) * static_cast<int64_t>(sizeof(int));  // of a warp
-  const auto warps = static_cast<unsigned>(std::clamp<int64_t>(SHARED_BYTES / counters, 1, MAP_WARPS));
-  row_map<<<1, 32 * warps, warps * counters, stream>>>(language_ids, static_cast<int>(tokens),
-                                                       static_cast<int>(languages), work, count);
+  const int planned = language_ids ? slamkern_stats_plan(language_ids, tokens, languages, count, workspace, stream) : 0;
+  if (planned) return planned;
   if (neurons == 0) return static_cast<int>(cudaGetLastError());
   if (tokens > 0) {
     const int error = launch_forward<true>(gate, gate_stride, up, up_stride, hidden, hidden_stride, tokens, neurons,

@@ -14,6 +14,7 @@ namespace slamkern {
 constexpr int THREADS = 128;  // each owns a vector of neurons
 constexpr int BLOCKS = 4;     // resident on a multiprocessor: 128 registers a thread
 constexpr int MAP_WARPS = 32;   // of row_map at most
+constexpr int AHEAD = 8;        // ids of row_map in flight together a thread
 constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr int TILE_ROWS = 128;  // partial moments are then 1.6 % of the traffic of gate, up and hidden in bfloat16
 constexpr int UNROLL = 3;       // rows whose loads are in flight together
@@ -60,7 +61,8 @@ struct Workspace {
   static int64_t max_tiles(int64_t tokens, int64_t languages) { return tokens / TILE_ROWS + languages + 1; }
 };
 
-// One block: the tokens in the order of their language, those of no language last, and the tiles that they make.
+// One block: the tokens in the order of their language, those of no language last, and the tiles that they make. It
+// waits for memory, not for bandwidth, hence the loads ahead; a batch of many layers makes it once (slamkern_stats_plan).
 //
 // Each warp counts the languages of its share of the tokens, learns where each of them goes, and puts them there, in
 // order: a stable counting sort without atomics, which reads the ids twice however many languages there are.
@@ -77,12 +79,22 @@ __global__ void row_map(const int32_t* ids, int tokens, int languages, Workspace
 
   for (int i = lane; i < groups; i += 32) mine[i] = 0;
   __syncwarp();
-  for (int start = first; start < last; start += 32) {
-    const int own = group(start + lane);
+  // Calls visit(token, its group) for 32 tokens of the warp at a time, in order.
+  const auto each = [&](const auto& visit) {
+    for (int start = first; start < last; start += 32 * AHEAD) {
+      int own[AHEAD];
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k) own[k] = group(start + 32 * k + lane);
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k)
+        if (start + 32 * k < last) visit(start + 32 * k + lane, own[k]);
+    }
+  };
+  each([&](int, int own) {
     const unsigned peers = __match_any_sync(ALL_LANES, own);
     if (own >= 0 && lane == __ffs(peers) - 1) mine[own] += __popc(peers);
     __syncwarp();
-  }
+  });
   __syncthreads();
 
   if (warp == 0) {
@@ -118,14 +130,13 @@ __global__ void row_map(const int32_t* ids, int tokens, int languages, Workspace
   }
   __syncthreads();
 
-  for (int start = first; start < last; start += 32) {
-    const int own = group(start + lane);
+  each([&](int token, int own) {
     const unsigned peers = __match_any_sync(ALL_LANES, own);
-    if (own >= 0) work.order[mine[own] + __popc(peers & ((1u << lane) - 1))] = start + lane;
+    if (own >= 0) work.order[mine[own] + __popc(peers & ((1u << lane) - 1))] = token;
     __syncwarp();
     if (own >= 0 && lane == __ffs(peers) - 1) mine[own] += __popc(peers);
     __syncwarp();
-  }
+  });
 }
 
 // A block owns one tile (or, without statistics, TILE_ROWS rows in order) by THREADS * VEC neurons; a thread VEC

@@ -50,6 +50,12 @@ SLAMKERN_API int slamkern_swiglu_stats(const void* gate, int64_t gate_stride, co
                                        int64_t* count, double* mean, double* m2, int64_t* active, void* workspace,
                                        int threads, void* stream);
 
+// Puts the tokens of a batch in the order of their language, once for all of its layers: slamkern_swiglu_stats with
+// language_ids == NULL then reads that from workspace, which is large enough for its neurons and in use by one call at a
+// time, and leaves count as it is written here. In the CUDA library alone.
+SLAMKERN_API int slamkern_stats_plan(const int32_t* language_ids, int64_t tokens, int64_t languages, int64_t* count,
+                                     void* workspace, void* stream);
+
 // grad_gate = grad * up * act'(gate), grad_up = grad * act(gate), hidden = act(gate) * up; outputs have stride neurons,
 // and those that are NULL are left out.
 SLAMKERN_API int slamkern_swiglu_backward(const void* grad, int64_t grad_stride, const void* gate, int64_t gate_stride,

@@ -59,13 +59,14 @@ def backend_for(backend: str, device_type: str, dtype: torch.dtype) -> ModuleTyp
 def plan_rows(
     backend: str, language_ids: Tensor, num_languages: int, neurons: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
-    """What statistics of a batch need to know of its ids (tokens,) int32, once for all layers: nothing but in Triton.
+    """What statistics of a batch need to know of its ids (tokens,) int32, once for all layers: nothing on a CPU.
 
     A plan is on ``device``, and holds working memory that one call at a time may use.
     """
-    if backend_for(backend, device.type, dtype) is not kernels:
-        return ()
-    return kernels.plan_rows(language_ids, num_languages, neurons, device)
+    plan: tuple[Tensor, ...] = backend_for(backend, device.type, dtype).plan_rows(
+        language_ids, num_languages, neurons, device
+    )
+    return plan
 
 
 def readable(x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from slamkern.ops.reference import quantize_rows, rms_norm, rms_norm_backward
 
 __all__ = [
     "instruction_set",
+    "plan_rows",
     "quantize_rows",
     "rms_norm",
     "rms_norm_backward",
@@ -50,6 +51,7 @@ _SIGNATURES = {
     "slamkern_swiglu_stats": ([_P, _L] * 3 + [_P, _L, _L, _L, _I, _I, _I] + [_P] * 5 + [_I, _P], _I),
     "slamkern_swiglu_backward": ([_P, _L] * 3 + [_P, _P, _P, _L, _L, _I, _I, _I, _P], _I),
 }
+_CUDA_SIGNATURES = {"slamkern_stats_plan": ([_P, _L, _L, _P, _P, _P], _I)}
 
 
 @functools.cache
@@ -60,7 +62,8 @@ def load(path: Path) -> ctypes.CDLL | str:
         return f"{path.name} was not built: {needs} was missing when slamkern was installed; install it, then slamkern"
     try:
         library = ctypes.CDLL(str(path))
-        for name, (arguments, result) in _SIGNATURES.items():
+        declared = _SIGNATURES | (_CUDA_SIGNATURES if path.name == _FILES["cuda"] else {})
+        for name, (arguments, result) in declared.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, result
     except (OSError, AttributeError) as error:
@@ -113,12 +116,16 @@ def _rows(matrix: Tensor | None) -> tuple[int | None, int]:
 
 def _run(gate: Tensor, function: Callable[..., int], *arguments: object) -> None:
     if gate.is_cuda:
-        with torch.cuda.device(gate.device):
-            error = function(*arguments, 0, torch.cuda.current_stream().cuda_stream)
-        if error:
-            raise RuntimeError(f"CUDA error {error} while launching a kernel of slamkern/{_FILES['cuda']}")
+        _launch(gate.device, function, *arguments, 0)
     else:
         function(*arguments, torch.get_num_threads(), None)
+
+
+def _launch(device: torch.device, function: Callable[..., int], *arguments: object) -> None:
+    with torch.cuda.device(device):
+        error = function(*arguments, torch.cuda.current_stream().cuda_stream)
+    if error:
+        raise RuntimeError(f"CUDA error {error} while launching a kernel of slamkern/{_FILES['cuda']}")
 
 
 def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
@@ -133,6 +140,23 @@ def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
     return hidden
 
 
+def plan_rows(language_ids: Tensor, num_languages: int, neurons: int, device: torch.device) -> tuple[Tensor, ...]:
+    """What :func:`swiglu_stats` of a batch needs to know of its ids, once for all layers; nothing on a CPU.
+
+    On CUDA the count (languages,) int64, and the workspace with the tokens in the order of their language.
+    """
+    if device.type != "cuda":
+        return ()
+    library, tokens = _library(device.type), language_ids.shape[0]
+    ids = language_ids.to(device, torch.int32).contiguous()
+    count = torch.empty(num_languages, dtype=torch.int64, device=device)
+    bytes_needed = library.slamkern_stats_workspace(tokens, neurons, num_languages)
+    workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=device)
+    arguments = (ids.data_ptr(), tokens, num_languages, count.data_ptr(), workspace.data_ptr())
+    _launch(device, library.slamkern_stats_plan, *arguments)
+    return count, workspace
+
+
 def swiglu_stats(
     gate: Tensor,
     up: Tensor | None,
@@ -145,7 +169,8 @@ def swiglu_stats(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``hidden`` and the moments of the observed tensor: (hidden, count, mean, m2, active) as in reference.py.
 
-    Bitwise the same from run to run and for every number of threads.
+    plan: :func:`plan_rows` of ``language_ids``; working memory in it is overwritten. Bitwise the same from run to run
+    and for every number of threads.
     """
     if activation not in _ACTIVATIONS:
         return reference.swiglu_stats(gate, up, language_ids, num_languages, activation, observe, into, plan)
@@ -156,13 +181,16 @@ def swiglu_stats(
         )
     library, ids = _library(device.type), language_ids.contiguous()
     hidden = gate.new_empty(gate.shape)  # contiguous, which empty_like of a slice is not
-    count = torch.empty(num_languages, dtype=torch.int64, device=device)
     # Outputs of an op may not share storage, so mean and m2 are two allocations.
     shape = (num_languages, neurons)
     mean, m2 = (torch.empty(shape, dtype=torch.float64, device=device) for _ in range(2))
     active = torch.empty(shape, dtype=torch.int64, device=device)
-    bytes_needed = library.slamkern_stats_workspace(tokens, neurons, num_languages)
-    workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=device)
+    if plan:
+        count, workspace = plan
+    else:
+        count = torch.empty(num_languages, dtype=torch.int64, device=device)
+        bytes_needed = library.slamkern_stats_workspace(tokens, neurons, num_languages)
+        workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=device)
     _run(
         gate,
         library.slamkern_swiglu_stats,
@@ -170,7 +198,7 @@ def swiglu_stats(
         *_rows(up),
         hidden.data_ptr(),
         neurons,
-        ids.data_ptr(),
+        None if plan else ids.data_ptr(),
         tokens,
         neurons,
         num_languages,

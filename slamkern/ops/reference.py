@@ -50,6 +50,11 @@ def swiglu(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
     return (observed if up is None else observed * _wide(up)).to(gate.dtype)
 
 
+def plan_rows(language_ids: Tensor, num_languages: int, neurons: int, device: torch.device) -> tuple[Tensor, ...]:
+    """What the statistics of a batch need to know of its ids, once for all layers: nothing here."""
+    return ()
+
+
 def swiglu_stats(
     gate: Tensor,
     up: Tensor | None,
@@ -65,7 +70,7 @@ def swiglu_stats(
     Returns ``hidden`` (tokens, neurons), ``count`` (languages,) int64, ``mean`` and ``m2`` (languages, neurons)
     float64, ``active`` (languages, neurons) int64. ``observe="gate"`` looks at ``act_fn(gate)``,
     ``observe="hidden"`` at ``act_fn(gate) * up``; ``m2`` is the sum of squared deviations from the mean.
-    The moments are merged ``into`` those of earlier calls in place, where given. Only Triton has use for ``plan``.
+    The moments are merged ``into`` those of earlier calls in place, where given. There is no use for ``plan`` here.
     """
     activated = activate(_wide(gate), activation)
     hidden = activated if up is None else activated * _wide(up)

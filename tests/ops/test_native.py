@@ -204,8 +204,9 @@ def test_the_cuda_library_gives_what_the_reference_gives(activation, dtype):
         ids = language_ids(tokens).cuda()
         for observe in OBSERVABLES:
             actual = native.swiglu_stats(gate, up, ids, 5, activation, observe)
-            again = native.swiglu_stats(gate, up, ids, 5, activation, observe)
-            assert all(map(torch.equal, actual, again))
+            plan = native.plan_rows(ids, 5, neurons, ids.device)
+            for again in (native.swiglu_stats(gate, up, ids, 5, activation, observe, plan=p) for p in ((), plan, plan)):
+                assert all(map(torch.equal, actual, again))
             truth = reference.swiglu_stats(gate.double(), up.double(), ids, 5, activation, observe)
             assert_as_accurate(actual[0], reference.swiglu(gate, up, activation), truth[0])
             assert torch.equal(actual[1], truth[1])

@@ -24,8 +24,9 @@ DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "
 
 @dataclass(frozen=True)
 class Call:
-    """An op ("swiglu", "stats", "backward") on gate, up or None, and grad (tokens, neurons) or ids (tokens,) int32.
+    """An op on gate, up or None, and grad (tokens, neurons) or ids (tokens,) int32.
 
+    op: "swiglu", "backward", "stats", or "planned": statistics of two layers, of which the last is given back.
     gap: elements between rows; skew: bytes by which no pointer is aligned; seed: of the order of threads and blocks.
     """
 

@@ -63,17 +63,28 @@ int main(int, char** arguments) {
       expect(slamkern_swiglu(gate.data, stride, up_data, stride, hidden.data, neurons, tokens, neurons, dtype,
                              activation, 0, nullptr));
       hidden.write();
-    } else if (std::strcmp(op, "stats") == 0) {
+    } else if (std::strcmp(op, "stats") == 0 || std::strcmp(op, "planned") == 0) {
       Buffer ids(1, 4 * tokens, 0, 0), count(1, 8 * languages, 0, 0);
       Buffer mean(languages, 8 * neurons, 8 * neurons, 0), m2(languages, 8 * neurons, 8 * neurons, 0);
       Buffer active(languages, 8 * neurons, 8 * neurons, 0);
       Buffer workspace(1, slamkern_stats_workspace(tokens, neurons, languages), 0, 0);
       ids.read();
-      expect(slamkern_swiglu_stats(
-          gate.data, stride, up_data, stride, hidden.data, neurons, reinterpret_cast<const int32_t*>(ids.data), tokens,
-          neurons, languages, dtype, activation, observe, reinterpret_cast<int64_t*>(count.data),
-          reinterpret_cast<double*>(mean.data), reinterpret_cast<double*>(m2.data),
-          reinterpret_cast<int64_t*>(active.data), workspace.data, 0, nullptr));
+      const auto* language_ids = reinterpret_cast<const int32_t*>(ids.data);
+      auto* const counts = reinterpret_cast<int64_t*>(count.data);
+      const auto statistics = [&](const int32_t* order) {
+        expect(slamkern_swiglu_stats(gate.data, stride, up_data, stride, hidden.data, neurons, order, tokens, neurons,
+                                     languages, dtype, activation, observe, counts,
+                                     reinterpret_cast<double*>(mean.data), reinterpret_cast<double*>(m2.data),
+                                     reinterpret_cast<int64_t*>(active.data), workspace.data, 0, nullptr));
+      };
+      if (std::strcmp(op, "planned") == 0) {  // two layers of one plan
+        expect(slamkern_stats_plan(language_ids, tokens, languages, counts, workspace.data, nullptr));
+        std::memset(ids.data, 0xff, 4 * tokens);
+        statistics(nullptr);
+        statistics(nullptr);
+      } else {
+        statistics(language_ids);
+      }
       for (const Buffer* output : {&hidden, &count, &mean, &m2, &active}) output->write();
     } else {
       Buffer grad = matrix(stride), grad_gate = matrix(neurons), grad_up = matrix(neurons);
