@@ -14,6 +14,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,12 +34,15 @@ _OURS = ("slamkern_version", "kind", "settings")
 class HeldFolder:
     """Context manager: from entering to leaving, no other process works in the folder.
 
-    A folder in which nothing was written is removed at the end if it was not there before.
+    A folder in which nothing was written is removed at the end if it was not there before. beside: the folder is not
+    made here but appears as a whole (``atomic_folder``), so its lock is a file in the folder above it.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, beside: bool = False):
         self.path = Path(path)
-        self._lock = FileLock(self.path / LOCK, timeout=0)
+        whole = self.path.resolve()
+        self._lock_path = whole.with_name(f".{whole.name}{LOCK}") if beside else self.path / LOCK
+        self._lock = FileLock(self._lock_path, timeout=0)
         self._new = False
 
     def __enter__(self) -> Self:
@@ -48,25 +52,32 @@ class HeldFolder:
     def _take(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise SlamkernError(f"{self.path} is a file; choose a folder for the output")
-        self._new = not self.path.exists()
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._new = not self._lock_path.parent.exists()
+        self._lock_path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
         except Timeout:
-            owner = (self.path / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
             raise SlamkernError(
-                f"{self.path} is in use by {owner}; wait until it is done or choose another folder"
+                f"{self.path} is in use by {self._owner()}; wait until it is done or choose another folder"
             ) from None
-        (self.path / LOCK).write_text(_process(), encoding="utf-8")
+        self._lock_path.write_text(_process(), encoding="utf-8")
+
+    def _owner(self) -> str:
+        """Who holds the lock; it may have just begun or just ended."""
+        with suppress(FileNotFoundError):
+            if owner := self._lock_path.read_text(encoding="utf-8", errors="replace").strip():
+                return owner
+        return "another process"
 
     def __exit__(self, *_: object) -> None:
         if not distributed.is_main():
             return
         # While the lock is held: whoever has opened the file by now finds it without a name, and opens a new one.
-        (self.path / LOCK).unlink(missing_ok=True)
+        self._lock_path.unlink(missing_ok=True)
         self._lock.release()
-        if self._new and not any(self.path.iterdir()):
-            self.path.rmdir()
+        folder = self._lock_path.parent
+        if self._new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 class RunFolder(HeldFolder):

@@ -128,8 +128,9 @@ def select(
 
     settings = configure(config, overrides, select={"k": k, "score": score, "region": region})
     selection = choose_layers(settings, stats / "stats.safetensors" if stats.is_dir() else stats)
-    refuse_existing(out / "selection.json")
-    selection.save(out / "selection.json")
+    with HeldFolder(out):
+        refuse_existing(out / "selection.json")
+        selection.save(out / "selection.json")
     selection_table(selection)
     say(f"{out / 'selection.json'}: layers {', '.join(map(str, selection.layers))}")
 
@@ -174,9 +175,10 @@ def train(
         plan.train(plan.examples(pairs, held_out), chosen)
         print_plan(plan.lines)
         return
-    loaded, tokenizer = load(settings, on_host=settings.train.fsdp)  # a GPU gets its part of it
-    questions = stages.reply_questions(settings, pairs, held_out)
-    replies = stages.model_replies(settings, loaded, tokenizer, questions, out / "replies.json", progress=True)
+    with HeldFolder(out):  # training holds it by itself
+        loaded, tokenizer = load(settings, on_host=settings.train.fsdp)  # a GPU gets its part of it
+        questions = stages.reply_questions(settings, pairs, held_out)
+        replies = stages.model_replies(settings, loaded, tokenizer, questions, out / "replies.json", progress=True)
     apply_selection(patch_model(loaded), chosen, settings.select.projections)
     result = loop.train(
         loaded,

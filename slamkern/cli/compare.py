@@ -7,6 +7,7 @@ import typer
 
 from slamkern.cli.options import AllowPickle, Config, Languages, Set, TrustRemoteCode, configure, model_options, say
 from slamkern.errors import SlamkernError
+from slamkern.run_folder import HeldFolder
 
 Side = "Evaluation folder, samples_*.jsonl of lm-eval (or their folder); with --questions, a model."
 
@@ -82,7 +83,8 @@ def compare(
     )  # fmt: skip
     _print(result.to_dict())
     if out is not None:
-        say(f"{out}: {', '.join(path.name for path in write_comparison(result.to_dict(), out))}")
+        with HeldFolder(out):
+            say(f"{out}: {', '.join(path.name for path in write_comparison(result.to_dict(), out))}")
     say(f"after is {PHRASES[result.verdict]}")
     if result.exit_status:
         raise typer.Exit(result.exit_status)

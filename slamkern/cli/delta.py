@@ -3,6 +3,7 @@
 See `training.delta` and `integrations.lora`.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from slamkern.cli.options import Config, Data, Languages, Model, Out, Set, configure, load, say
 from slamkern.errors import SlamkernError
+from slamkern.run_folder import HeldFolder
 
 delta = typer.Typer(help="What can be done with trained weights afterwards.", no_args_is_help=True)
 
@@ -33,8 +35,9 @@ def scale(
     """A share of the change that training made: base + by * (trained - base)."""
     from slamkern.training.delta import blend_deltas
 
-    base = _base(model, config, overrides)
-    say(str(blend_deltas(base, [(trained, by)], out)))
+    with HeldFolder(out):
+        base = _base(model, config, overrides)
+        say(str(blend_deltas(base, [(trained, by)], out)))
 
 
 @delta.command()
@@ -54,8 +57,9 @@ def merge(
     shares = _numbers(weights, "--weights") if weights is not None else [1 / len(trained)] * len(trained)
     if len(shares) != len(trained):
         raise SlamkernError(f"{len(shares)} weights for {len(trained)} deltas; give one for each")
-    base = _base(model, config, overrides)
-    say(str(blend_deltas(base, list(zip(trained, shares, strict=True)), out)))
+    with HeldFolder(out):
+        base = _base(model, config, overrides)
+        say(str(blend_deltas(base, list(zip(trained, shares, strict=True)), out)))
 
 
 @delta.command()
@@ -70,7 +74,8 @@ def revert(
     chosen = _numbers(layers, "--layers")
     if any(number != int(number) for number in chosen):
         raise SlamkernError(f"--layers {layers!r} are not whole numbers")
-    say(str(revert_layers(trained, [int(number) for number in chosen], out)))
+    with HeldFolder(out):
+        say(str(revert_layers(trained, [int(number) for number in chosen], out)))
 
 
 @delta.command()
@@ -93,15 +98,17 @@ def sweep(
     settings = configure(config, overrides, model={"name": model}, data={"path": data, "languages": languages})
     tried = _numbers(scales, "--scales")
     _, held_out = alignment_pairs(settings)
-    base, tokenizer = load(settings)
-    recipe = settings.train
-    examples = tokenize_pairs(held_out, tokenizer, get_prompt(recipe.prompt, tokenizer), max_length=recipe.max_length)
-    losses = sweep_scale(base, trained, examples, tried)
-    best = min(losses, key=lambda number: losses[number])
-    for number, loss in losses.items():
-        say(f"scale {number:<6g} held-out loss {loss:.4f}{'  best' if number == best else ''}")
-    if out is not None:
-        say(str(blend_deltas(base, [(trained, best)], out)))
+    with nullcontext() if out is None else HeldFolder(out):
+        base, tokenizer = load(settings)
+        recipe = settings.train
+        prompt = get_prompt(recipe.prompt, tokenizer)
+        examples = tokenize_pairs(held_out, tokenizer, prompt, max_length=recipe.max_length)
+        losses = sweep_scale(base, trained, examples, tried)
+        best = min(losses, key=lambda number: losses[number])
+        for number, loss in losses.items():
+            say(f"scale {number:<6g} held-out loss {loss:.4f}{'  best' if number == best else ''}")
+        if out is not None:
+            say(str(blend_deltas(base, [(trained, best)], out)))
 
 
 @delta.command()
@@ -116,8 +123,9 @@ def lora(
     """The best LoRA adapter of one rank for the change, which PEFT loads; says how much of it is lost."""
     from slamkern.integrations.lora import delta_to_lora
 
-    base = _base(model, config, overrides)
-    lost = delta_to_lora(base, trained, out, rank)
+    with HeldFolder(out, beside=True):
+        base = _base(model, config, overrides)
+        lost = delta_to_lora(base, trained, out, rank)
     say(f"{out}: rank {rank} leaves out {100 * lost:.2f} % of the squared change")
 
 
@@ -132,8 +140,9 @@ def fold(
     """A LoRA adapter as a delta: base weights with the adapter merged."""
     from slamkern.integrations.lora import lora_to_delta
 
-    base = _base(model, config, overrides)
-    say(str(lora_to_delta(base, adapter, out)))
+    with HeldFolder(out, beside=True):
+        base = _base(model, config, overrides)
+        say(str(lora_to_delta(base, adapter, out)))
 
 
 def _base(model: str | None, config: Path | None, overrides: list[str] | None) -> Any:

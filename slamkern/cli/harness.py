@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from slamkern.cli.options import Languages, Out, say
+from slamkern.run_folder import HeldFolder
 
 
 def harness(
@@ -21,5 +22,6 @@ def harness(
     from slamkern.integrations.lm_eval import write_tasks
 
     codes = None if languages is None else [code.strip() for code in languages.split(",")]
-    tag = write_tasks(out, task, codes, data=data, prompt=prompt, limit=limit, max_new_tokens=max_new_tokens)
+    with HeldFolder(out):
+        tag = write_tasks(out, task, codes, data=data, prompt=prompt, limit=limit, max_new_tokens=max_new_tokens)
     say(f"lm-eval run --include_path {out} --tasks {tag} --log_samples --output_path OUT --model hf ...")

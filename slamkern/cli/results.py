@@ -18,6 +18,7 @@ from slamkern.cli.options import (
     model_options,
     say,
 )
+from slamkern.run_folder import HeldFolder
 
 
 def score(
@@ -68,7 +69,8 @@ def export(
     from slamkern.training.export import export_model
 
     settings = configure(config, overrides, model=model_options(model, trust_remote_code, allow_pickle))
-    say(str(export_model(*load(settings, delta), out)))
+    with HeldFolder(out, beside=True):
+        say(str(export_model(*load(settings, delta), out)))
 
 
 def env() -> None:

@@ -9,8 +9,6 @@ import torch
 from support.commands import SMALL, fails
 from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 
-from slamkern.run_folder import HeldFolder
-
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -139,12 +137,3 @@ def test_an_out_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: 
     probe = ["probe", "--model", "no/such-model", "--data", "corpus:", "--out"]
     fails([*probe, str(tmp_path / "dangling")], capsys, "is a link to nowhere, which does not exist")
     fails([*probe, os.fsdecode(os.fsencode(tmp_path) + b"/\xff")], capsys, "is not UTF-8")
-
-
-def test_a_probe_into_a_folder_that_another_process_writes_to(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with HeldFolder(tmp_path / "out"):
-        probe = ["probe", "--model", model, "--data", "corpus:", *SMALL, "--out", str(tmp_path / "out")]
-        fails(probe, capsys, "out is in use by process", "choose another folder")
-    assert not list(tmp_path.iterdir())

@@ -2,41 +2,18 @@
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.commands import finish, start
 from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 
-from slamkern.cli.main import main
 from slamkern.pipeline.verify import verify
 from slamkern.selection.layers import LayerSelection
 from slamkern.training import loop
 from slamkern.training.checkpoint import list_checkpoints
-
-
-def start(arguments: list[str], errors: Path) -> int:
-    """The command in a process of its own, forked so that nothing is imported again; its stderr goes to a file."""
-    if child := os.fork():
-        return child
-    status = 99
-    try:
-        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # pytest has its own
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        status = main(arguments)
-        sys.stderr.flush()
-    finally:
-        os._exit(status)
-
-
-def finish(child: int) -> int:
-    """Its exit status; minus the signal where that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
