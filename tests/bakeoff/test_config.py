@@ -1,5 +1,7 @@
 """Cells: what has no meaning is refused, what they change is changed alone, rules find their layers."""
 
+from pathlib import Path
+
 import pytest
 from support.tiny_bakeoff import tiny_bakeoff
 
@@ -7,6 +9,9 @@ from slamkern.bakeoff.config import Cell, load_bakeoff
 from slamkern.bakeoff.layers import check_layers_of, choose, needed_files
 from slamkern.errors import SlamkernError
 from slamkern.files import write_checked
+from slamkern.selection.scores import SCORES
+
+CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 
 
 @pytest.mark.parametrize(
@@ -67,3 +72,19 @@ def test_rules_find_their_layers(tmp_path):
 def test_rules_that_no_model_can_keep(rule, message):
     with pytest.raises(SlamkernError, match=message):
         check_layers_of(Cell(name="a", layers=rule), 4)
+
+
+def test_the_bake_offs_that_come_with_the_package_are_whole():
+    configs = {path.stem: load_bakeoff(path) for path in CONFIGS.glob("*.yaml")}
+    assert set(configs) == {"bakeoff", "screen"}
+    for bakeoff in configs.values():
+        for cell in bakeoff.cells.values():
+            check_layers_of(cell, 24)
+            for final in (False, True):
+                bakeoff.of(cell, 0, final=final)
+        layers = {cell.layers.partition(":")[0] for cell in bakeoff.cells.values()}
+        assert layers >= {"lowest", "highest", "ends", "middle", "random", "weight_snr", "gradient_norm", *SCORES}
+        assert {cell.train for cell in bakeoff.cells.values()} >= {"none", "full", "lora", "ffn", "attention"}
+    final = configs["bakeoff"].bakeoff.final
+    assert final is not None and final.questions is not None and configs["bakeoff"].run.evaluate.questions is not None
+    assert final.questions[0] >= configs["bakeoff"].run.evaluate.questions[1]  # no question judges what it chose
