@@ -132,7 +132,7 @@ def _agree(folder: Path) -> None:
         "after": (read_measurement(folder / AFTER), AFTER),
     }
     for name, (value, file) in parts.items():
-        if values[name] != value:
+        if values.get(name) != value:
             raise DamagedFileError(f"{name} is not what {file} says")
     for name in (BEFORE, AFTER):
         inner, scores = (folder / name).with_suffix("") / SETTINGS_FILE, read_measurement(folder / name)["evaluation"]

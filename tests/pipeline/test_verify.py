@@ -125,6 +125,7 @@ UP = "model.layers.0.mlp.up_proj.weight"
         (json_values("metrics.json", lambda v: v["config"]["data"].update(seed=9)), "config is not what run.json says"),
         (json_values("metrics.json", lambda v: v.update(steps=4)), "3 losses of 4 steps"),
         (json_values("run.json", lambda v: v.update(base_weights="0" * 64)), "base_weights is not what run.json says"),
+        (json_values("metrics.json", lambda v: v.pop("base_weights")), "base_weights is not what run.json says"),
         (json_values("run.json", lambda v: v["settings"]["probe"].update(questions=0)), "run.json: "),
         (json_values("evaluation/before.json", lambda v: v.update(english_loss=9.0)), "before is not what evaluation"),
         (json_values("evaluation/after.json", lambda v: v.update(english_loss=-1.0)), "after.json is no measurement"),
