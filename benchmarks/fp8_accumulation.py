@@ -5,12 +5,14 @@
 (DeepSeek-V3, arXiv 2412.19437, 3.3.2; the cut is towards zero). Without it every 128 products are added in float32.
 
 - ``products``: that arithmetic term by term, of random rows with the reductions of a 135M and a 7B model, against the
-  exact product of the same FP8 numbers; beside them what quantizing itself costs.
+  exact product of the same FP8 numbers; beside them what quantizing itself costs. ``one sign``: where all terms have
+  the same sign what is cut off adds up, the worst there is.
 - ``training``: the run of ``benchmarks.fp8`` with float32 sums, with fast ones in the forward, and with fast ones in
   forward and backward, all three on the same batches in turns. Terms are added 32 at a time in float32 and their sum is
-  cut off; ``products`` shows that this errs more than the hardware does.
+  cut off: by ``products`` that errs more than the hardware where signs are mixed, and less where they are not.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock
@@ -32,7 +34,18 @@ BITS = 13  # after the point, in the sums of Hopper's tensor cores
 STEP, PROMOTED = 32, 128  # products that are added at once, and after which they are added in float32 without fast sums
 REDUCTIONS = (576, 1536, 4096, 11008)  # width and neurons of SmolLM2-135M and of Llama-2-7B
 RUNS = {"float32 sums": (), "fast forward": (True,), "fast forward and backward": (True, False)}
-COLUMNS = ("part", "sums", "reduction", "relative_error", "steps", "loss_last", "held_out_last", "largest", "mean")
+COLUMNS = (
+    "part",
+    "sums",
+    "signs",
+    "reduction",
+    "relative_error",
+    "steps",
+    "loss_last",
+    "held_out_last",
+    "largest",
+    "mean",
+)
 
 
 def cut(values: Tensor, quantum: Tensor) -> Tensor:
@@ -77,17 +90,18 @@ def product_rows(dry: bool) -> Iterator[Row]:
         f"float32 every {PROMOTED}": lambda left, right: hardware(left, right, PROMOTED),
     }
     rows = 4 if dry else 48
-    for reduction in (64,) if dry else REDUCTIONS:
+    for reduction, signs in itertools.product((64,) if dry else REDUCTIONS, ("mixed", "one")):
         x, w = torch.randn(rows, reduction), torch.randn(rows, reduction) * reduction**-0.5
-        (values, scale), weight = FP8Weight(w).quantized(x), FP8Weight(w)
+        if signs == "one":
+            x, w = x.abs(), w.abs()
+        weight = FP8Weight(w)
+        values, scale = weight.quantized(x)
         left, right = values.float(), weight.values.float().T
         exact = left.double() @ right.double()
-        wide = (exact * scale[:, None] * weight.scale).float()
-        described: Row = {"part": "products", "reduction": reduction, "rows": rows}
-        yield described | {
-            "sums": "exact, but of quantized numbers",
-            "relative_error": _error(wide, x.double() @ w.double().T),
-        }
+        quantized = exact * scale[:, None].double() * weight.scale.double()
+        described: Row = {"part": "products", "reduction": reduction, "rows": rows, "signs": signs}
+        error = _error(quantized, x.double() @ w.double().T)
+        yield described | {"sums": "exact, of quantized numbers", "relative_error": error}
         for name, multiply in ways.items():
             yield described | {"sums": name, "relative_error": _error(multiply(left, right), exact)}
 

@@ -27,10 +27,15 @@ def products(rows: Sequence[Row]) -> str:
     """A line for each way to add: errors by the length of the reduction."""
     chosen = [row for row in rows if row["part"] == "products"]
     reductions = list(dict.fromkeys(row["reduction"] for row in chosen))
-    errors = {(row["sums"], row["reduction"]): row["relative_error"] for row in chosen}
+    errors = {(row["sums"], row["signs"], row["reduction"]): row["relative_error"] for row in chosen}
     sums = dict.fromkeys(row["sums"] for row in chosen)
-    body = [[name, *(f"{errors[name, reduction]:.2g}" for reduction in reductions)] for name in sums]
-    return markdown(("relative error of a product", *(f"of {n:,} terms" for n in reductions)), body)
+    body = [
+        [name, signs, *(f"{errors[name, signs, reduction]:.2g}" for reduction in reductions)]
+        for signs in ("mixed", "one")
+        for name in sums
+    ]
+    heads = ("relative error of a product: sums", "signs", *(f"{n:,} terms" for n in reductions))
+    return markdown(heads, body)
 
 
 def accumulation(rows: Sequence[Row]) -> str:

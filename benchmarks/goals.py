@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import providers
+from benchmarks import headline, providers
 from benchmarks.host_time import LIMIT_US
 from benchmarks.results import Row
 from benchmarks.stage import Stage, show
@@ -144,29 +144,31 @@ def probe(stage: Stage) -> Iterator[Row]:
 def training(stage: Stage) -> Iterator[Row]:
     """A training step against the usual ways to take one, and what it needs, from the stages that measure it."""
     here = stage.device.type
-    # The whole profile where it was measured, else the three variants of the headline.
+    # The whole profile where it was measured, else the variants of the headline.
     measured = [*(stage.rows_of("headline") or ()), *(stage.rows_of("train") or ())]
-    rows = {row["variant"]: row for row in measured if row["model"] == MODELS[here]}
+    # Later ones replace earlier ones: those with a number come last.
+    measured.sort(key=lambda row: "absent" not in row)
+    rows = {row["variant"]: row for row in measured if row.get("model") == MODELS[here]}
     paces = {variant: row.get("against_slamkern") for variant, row in rows.items()}  # time of a step / slamkern's
     for device, ours, other, least in SPEEDS:
         if device in (here, "cuda"):
             goal = f"training step of {MODELS[device]}, real tokens/s of {ours} / {other}"
             found = _ratio(paces.get(other), paces.get(ours)) if device == here else None
             note = _absence(here, device, rows.get(ours), rows.get(other))
-            yield row(goal, least, found, "x speed", "train", at_most=False, note=note)
+            command = "headline" if device == "cuda" and other in headline.VARIANTS else "train"
+            yield row(goal, least, found, "x speed", command, at_most=False, note=note)
     goal = f"training step of {MODELS['cuda']}, minimum FLOPs a second / rate of a large product"
     ours_here = rows.get("slamkern") if here == "cuda" else None
     found, note = (ours_here or {}).get("useful_utilization"), _absence(here, "cuda", ours_here)
-    yield row(goal, 0.7, found, "share", "train", at_most=False, note=note)
-    points = {
-        row["variant"]: row
-        for row in stage.rows_of("scaling")
-        if (here, row["property"], row["value"], row["shape"]) == ("cuda", "tokens a step", 4096, MODELS["cuda"])
-    }
-    for variant, limit in (("slamkern", 24.0), ("slamkern_fp8", 16.0)):
-        goal, point = f"training step of {MODELS['cuda']}, 4096 tokens, peak memory of {variant}", points.get(variant)
-        note = _absence(here, "cuda", point)
-        yield row(goal, limit, (point or {}).get("peak_gb"), "GB", "train", at_most=True, note=note)
+    yield row(goal, 0.7, found, "share", "headline", at_most=False, note=note)
+    planned = {r["budget_gb"]: r for r in stage.rows_of("memory") if (here, r["shape"]) == ("cuda", MODELS["cuda"])}
+    for limit, frozen in ((24.0, "bfloat16"), (16.0, "FP8")):
+        goal = f"training step of {MODELS['cuda']}, 4096 tokens, frozen weights in {frozen}"
+        point, note = planned.get(limit, {}), _absence(here, "cuda", planned.get(limit))
+        yield row(f"{goal}, peak memory", limit, point.get("measured_gb"), "GB", "memory", at_most=True, note=note)
+        off = point.get("off_percent")
+        off = None if off is None else abs(off)
+        yield row(f"{goal}, expected / measured", 10, off, "% off", "memory", at_most=True, note=note)
 
 
 def _absence(here: str, device: str, *needed: Row | None) -> str:

@@ -94,6 +94,8 @@ def verdict(tool: str, output: str) -> Row:
 
 def main(argv: Sequence[str] | None = None) -> int:
     stage = Stage("sanitize", __doc__.splitlines()[0], argv)
+    if stage.device.type == "cuda":
+        launch_every_kernel("cuda")  # compiled once: under each tool it would take the time that the tool has
     for index, tool in enumerate(TOOLS):
         if stage.device.type == "cuda":
             stage.rows.append(check(tool, max(1.0, stage.seconds_left / (len(TOOLS) - index))))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks import fp8_tables, model_tables
+from benchmarks import fp8_tables, model_tables, published
 from benchmarks.markdown import markdown
 from benchmarks.providers import ENGINE, LIGER_MLP, PROVIDERS, WASTED_PRODUCTS
 from benchmarks.results import Row
@@ -83,6 +83,34 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
                 ("real tokens/s", "tokens_per_second"),
                 ("against unpatched", "against_unpatched"),
                 ("against forward hooks", "against_hooks"),
+            ),
+        ),
+        "memory": (
+            "memory",
+            _columns(
+                ("model", "shape"),
+                ("frozen weights", "frozen"),
+                ("tokens", "tokens"),
+                ("budget, GB", "budget_gb"),
+                ("expected", "expected_gb"),
+                ("measured", "measured_gb"),
+                ("off by, %", "off_percent"),
+                ("FFNs recomputed", "recomputed"),
+                ("optimizer in", "optimizer"),
+                ("absent because", "absent"),
+            ),
+        ),
+        "graphs": (
+            "graphs",
+            _columns(
+                ("what", "what"),
+                ("model", "shape"),
+                ("tokens", "tokens"),
+                ("without, ms", "eager_ms"),
+                ("as a graph, ms", "graph_ms"),
+                ("faster by", "faster_by"),
+                ("results differ by", "off"),
+                ("absent because", "absent"),
             ),
         ),
         "headline": (
@@ -195,11 +223,13 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
 
 def table(name: str, files: Sequence[File]) -> str:
     """One table a machine that has rows for it, each under a line that says where and when it was measured."""
+    if name == "published":
+        return published.table()
     if name == "summary":
         lines = summary(files)
         return markdown(tuple(lines[0]), [tuple(line.values()) for line in lines])
     if name not in TABLES:
-        raise SlamkernError(f"unknown table {name!r}; known: summary {' '.join(TABLES)}")
+        raise SlamkernError(f"unknown table {name!r}; known: summary published {' '.join(TABLES)}")
     stage, make = TABLES[name]
     parts = []
     for content in files:

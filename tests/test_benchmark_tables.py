@@ -29,20 +29,24 @@ def test_goals_of_a_training_step_are_read_from_its_rows():
     pace = {"slamkern": 1.0, "slamkern_fp8": 0.8, "authors": 4.4, "full_checkpointed": 4.9, "liger_freeze": 1.2}
     train = [{"variant": name, "model": "Llama-2-7B", "against_slamkern": x} for name, x in pace.items()]
     train[0]["useful_utilization"] = 0.71
-    point = {"property": "tokens a step", "value": 4096, "shape": "Llama-2-7B"}
-    scaling = [point | {"variant": "slamkern", "peak_gb": 21.5}, point | {"variant": "slamkern_fp8", "absent": "why"}]
-    rows = {"train": train, "scaling": scaling}
-    stage = SimpleNamespace(device=torch.device("cuda"), rows_of=rows.get)
+    budgets = [{"shape": "Llama-2-7B", "budget_gb": 24.0, "measured_gb": 21.5, "off_percent": -12.0}]
+    budgets.append({"shape": "Llama-2-7B", "budget_gb": 16.0, "absent": "why"})
+    # A profile that was cut off does not hide what the headline has measured.
+    late = {"variant": "authors", "model": "Llama-2-7B", "absent": "no time was left"}
+    rows = {"headline": [train.pop(2)], "train": [*train, late], "memory": budgets}
+    train = rows["train"]
+    stage = SimpleNamespace(device=torch.device("cuda"), rows_of=lambda stage: rows.get(stage, []))
     found = {row["goal"].partition(", ")[2]: (row["measured"], row["met"]) for row in goals.training(stage)}
     assert found["real tokens/s of slamkern / authors"] == (4.4, True)
     assert found["real tokens/s of slamkern / full_checkpointed"] == (4.9, False)
     assert found["real tokens/s of slamkern_fp8 / liger_freeze"] == (pytest.approx(1.5), False)
     assert found["minimum FLOPs a second / rate of a large product"] == (0.71, True)
-    assert found["4096 tokens, peak memory of slamkern"] == (21.5, True)
-    assert found["4096 tokens, peak memory of slamkern_fp8"] == (None, None)
-    train[4] = {"variant": "liger_freeze", "model": "Llama-2-7B", "absent": "liger-kernel is not installed"}
+    assert found["4096 tokens, frozen weights in bfloat16, peak memory"] == (21.5, True)
+    assert found["4096 tokens, frozen weights in bfloat16, expected / measured"] == (12.0, False)
+    assert found["4096 tokens, frozen weights in FP8, peak memory"] == (None, None)
+    train[3] = {"variant": "liger_freeze", "model": "Llama-2-7B", "absent": "liger-kernel is not installed"}
     notes = {row["goal"].partition(", ")[2]: row["note"] for row in goals.training(stage)}
-    assert notes["4096 tokens, peak memory of slamkern_fp8"] == "why"
+    assert notes["4096 tokens, frozen weights in FP8, peak memory"] == "why"
     assert notes["real tokens/s of slamkern / liger_freeze"] == "liger-kernel is not installed"
     assert notes["real tokens/s of slamkern / authors"] is None
     stage.device = torch.device("cpu")
@@ -73,7 +77,7 @@ def test_tables_are_made_from_the_files_alone(tmp_path):
     text = page.read_text()
     assert "| speed | >= 2 x | 3 | met | `python -m benchmarks.goals` |" in text and "old" not in text
     assert "*not measured yet: `python -m benchmarks.probe`*" in text
-    with pytest.raises(ValueError, match="unknown table 'speeds'; known: summary alignment bakeoff layer-correlation"):
+    with pytest.raises(ValueError, match="unknown table 'speeds'; known: summary published alignment bakeoff"):
         readme.fill("<!-- table:speeds -->\n<!-- /table -->", [])
 
 
