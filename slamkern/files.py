@@ -25,6 +25,17 @@ TEMPORARY = ".tmp"  # ends the names of files and folders that are being written
 
 
 @contextmanager
+def named_errors(path: str | Path) -> Iterator[None]:
+    """Give an OSError of the block the name of the file: a write to a full disk does not say which it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``; rename it to ``path`` if the block succeeds.
 
@@ -37,9 +48,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
+        with named_errors(path):
+            yield temporary
+            with open(temporary, "rb+") as written:
+                os.fsync(written.fileno())
         # mkstemp creates 0600; a result file follows the umask like any other.
         umask = os.umask(0)
         os.umask(umask)
@@ -59,7 +71,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=TEMPORARY))
     try:
-        yield temporary
+        with named_errors(folder):
+            yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)  # mkdtemp made it private

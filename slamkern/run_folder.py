@@ -60,7 +60,11 @@ class HeldFolder:
             raise SlamkernError(
                 f"{self.path} is in use by {self._owner()}; wait until it is done or choose another folder"
             ) from None
-        self._lock_path.write_text(_process(), encoding="utf-8")
+        try:
+            self._lock_path.write_text(_process(), encoding="utf-8")
+        except BaseException:  # a full disk
+            self._release()
+            raise
 
     def _owner(self) -> str:
         """Who holds the lock; it may have just begun or just ended."""
@@ -70,8 +74,10 @@ class HeldFolder:
         return "another process"
 
     def __exit__(self, *_: object) -> None:
-        if not distributed.is_main():
-            return
+        if distributed.is_main():
+            self._release()
+
+    def _release(self) -> None:
         # While the lock is held: whoever has opened the file by now finds it without a name, and opens a new one.
         self._lock_path.unlink(missing_ok=True)
         self._lock.release()

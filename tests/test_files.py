@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,54 @@ def test_predictions_are_on_disk_before_the_record_that_knows_their_hash(tmp_pat
         log.finish(["q"], dict.fromkeys(("task", "prompt", "rule"), "x"))
     folder = f"sync {tmp_path.name}"
     assert synced == ["sync predictions", "rename predictions", folder, "sync evaluation", "rename evaluation", folder]
+
+
+def in_processes(count, work):
+    """``work(number)`` in so many processes at once; whether each ended without an error."""
+    begin, go = os.pipe()
+    children = []
+    for number in range(count):
+        if (child := os.fork()) == 0:
+            status = 1
+            try:
+                os.close(go)
+                os.read(begin, 1)  # until the last one is there
+                work(number)
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    os.close(begin)
+    os.close(go)
+    return [os.waitpid(child, 0)[1] == 0 for child in children]
+
+
+def test_processes_that_write_one_name_never_mix(tmp_path):
+    """Whoever reads finds one of the contents as a whole, at any moment, and no temporary file is left."""
+    texts = [str(number) * 50_000 for number in range(3)]
+    path, tensors = tmp_path / "values.txt", tmp_path / "values.safetensors"
+    write_text(path, texts[0])
+    save_tensors(tensors, {"a": torch.zeros(5_000)}, METADATA | {"of": 0})
+
+    def work(number):
+        for _ in range(15):
+            write_text(path, texts[number])
+            save_tensors(tensors, {"a": torch.full((5_000,), float(number))}, METADATA | {"of": number})
+            assert path.read_text() in texts
+            found, metadata = load_tensors(tensors, "test")
+            assert set(found["a"].tolist()) == {float(metadata["of"])}
+
+    assert in_processes(3, work) == [True] * 3
+    assert sorted(tmp_path.iterdir()) == [tensors, path]
+
+
+def test_of_processes_that_make_one_folder_one_does(tmp_path):
+    def work(number):
+        with atomic_folder(tmp_path / "made") as folder:
+            for name in "ab":
+                write_text(folder / name, str(number))
+            time.sleep(0.1)  # so that none is done before the others begin
+
+    assert sorted(in_processes(3, work)) == [False, False, True]
+    assert len({(tmp_path / "made" / name).read_text() for name in "ab"}) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["made"]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from support.full_disk import file_limit
 
 from slamkern.errors import SlamkernError
 from slamkern.files import write_checked
@@ -93,6 +94,15 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
         folder.claim(SETTINGS)
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
     assert left == ["figures", "notes", "notes/.loss.png.x.tmp", "result", "run.json"]
+
+
+def test_a_full_disk_leaves_no_lock(tmp_path):
+    with file_limit() as limit:
+        limit(0)
+        with pytest.raises(OSError, match="File too large"):
+            begin(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+    begin(tmp_path / "a")
 
 
 HOLD = """

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from slamkern import distributed
-from slamkern.files import sealed, write_text
+from slamkern.files import named_errors, sealed, write_text
 from slamkern.run_folder import RunFolder
 from slamkern.schemas.predictions import DIGEST, KIND, PREDICTIONS_FILE, SETTINGS_FILE, Prediction, read_predictions
 
@@ -73,8 +73,10 @@ class PredictionLog:
             self.folder.save()
             # Line-buffered: each prediction reaches the system at once.
             path = self.folder.path / PREDICTIONS_FILE
+            self._stack.enter_context(named_errors(path))  # closing writes what is left
             self._file = self._stack.enter_context(path.open("a", encoding="utf-8", newline="\n", buffering=1))
-        self._file.write(_line(prediction))
+        with named_errors(self._file.name):
+            self._file.write(_line(prediction))
 
     def finish(self, order: Iterable[str], result: dict[str, Any]) -> None:
         """Write the predictions anew, questions of ``order`` first and in that order, and the scores beside them."""

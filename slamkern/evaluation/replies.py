@@ -16,7 +16,7 @@ from slamkern.data.prompts import Prompt
 from slamkern.digests import state_digest
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.generation import generate
-from slamkern.files import sealed, unsealed, write_checked, write_text
+from slamkern.files import named_errors, sealed, unsealed, write_checked, write_text
 from slamkern.progress import progress_bar
 from slamkern.reading import parse_json, read_text
 from slamkern.run_folder import difference
@@ -63,6 +63,7 @@ def own_replies(
         max_new_tokens=max_new_tokens, batch_size=batch_size, names=[text[:40] for text in open_questions],
     )  # fmt: skip
     with (
+        named_errors(part),
         # The main process alone gets answers, so it alone opens the file.
         open(part if distributed.is_main() else os.devnull, "a", encoding="utf-8", newline="\n", buffering=1) as out,
         progress_bar(total=len(wanted), initial=len(rows), desc="replies", unit="reply", show=progress) as bar,

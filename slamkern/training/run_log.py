@@ -26,7 +26,7 @@ from slamkern import distributed
 from slamkern.data.token_table import TokenTable
 from slamkern.digests import combined_digest
 from slamkern.errors import SlamkernError
-from slamkern.files import sealed, write_checked, write_text
+from slamkern.files import named_errors, sealed, write_checked, write_text
 from slamkern.probe.stats import model_signature
 from slamkern.run_folder import RunFolder
 from slamkern.schemas.training import DELTA, read_held_out, read_steps
@@ -102,7 +102,8 @@ class RunLog:
         self.rows.append(row)
         if self.path is None:
             return
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
+        path = self.path / "metrics.jsonl"
+        with named_errors(path), path.open("a", encoding="utf-8") as lines:
             lines.write(_line(row))
 
     def sync(self) -> None:

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -115,17 +114,6 @@ def test_output_of_another_run(work: Path, model: str, capsys: pytest.CaptureFix
     train = ["train", *data, "--selection", str(work / "selection"), "--out", str(work / "train")]
     fails(train, capsys, "already holds a run")
     fails([*train, "--resume"], capsys, "another run")
-
-
-def test_full_disk(
-    work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    fails(["select", str(work / "probe"), "-k", "1", "--out", str(tmp_path)], capsys, "No space left on device")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_steers_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,34 +5,14 @@ import time
 from pathlib import Path
 
 import pytest
-from support.commands import SMALL, fails, finish, start
+from support.commands import COMMANDS, arguments, fails, finish, start
 
 from slamkern.cli.main import main
 from slamkern.run_folder import HeldFolder
 from slamkern.schemas.training import read_delta
 from slamkern.selection.layers import LayerSelection
 
-BASE = ["--model", "MODEL", "--out", "OUT"]
-COMMANDS = {
-    "probe": ["probe", "--data", "corpus:", *SMALL, *BASE],
-    "select": ["select", "WORK/probe", "-k", "1", "--region", "all", "--out", "OUT"],
-    "train": ["train", "--selection", "WORK/selection", "--data", "corpus:", *SMALL, *BASE],
-    "evaluate": ["evaluate", "--task", "corpus", "-l", "de", "--limit", "1", *BASE],
-    "export": ["export", "--delta", "WORK/train", *BASE],
-    "harness": ["harness", "--task", "corpus", "-l", "de", "--limit", "1", "--out", "OUT"],
-    "scale": ["delta", "scale", "WORK/train", "--by", "0.5", *BASE],
-    "merge": ["delta", "merge", "WORK/train", "WORK/train", *BASE],
-    "revert": ["delta", "revert", "WORK/train", "--layers", "1", "--out", "OUT"],
-    "sweep": ["delta", "sweep", "WORK/train", "--data", "corpus:", *SMALL, *BASE],
-    "lora": ["delta", "lora", "WORK/train", "--rank", "2", *BASE],
-    "fold": ["delta", "fold", "WORK/adapter", *BASE],
-}
 WHOLE = ("export", "lora", "fold")  # what they write appears at once, so that nothing of theirs can be inside
-
-
-def arguments(name: str, model: str, work: Path, out: Path) -> list[str]:
-    places = {"MODEL": model, "WORK": str(work), "OUT": str(out)}
-    return ["/".join(places.get(part, part) for part in argument.split("/")) for argument in COMMANDS[name]]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -74,7 +54,6 @@ def test_a_comparison_into_a_folder_in_use(
     model: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = str(tmp_path / "answers")
-    short = ["-s", "evaluate.max_new_tokens=2", "-s", "evaluate.prompt=authors"]
-    assert main([*arguments("evaluate", model, work, tmp_path / "answers"), *short]) == 0
+    assert main(arguments("evaluate", model, work, tmp_path / "answers")) == 0
     with HeldFolder(tmp_path / "out"):
         fails(["compare", answers, answers, "--out", str(tmp_path / "out")], capsys, "out is in use by process")

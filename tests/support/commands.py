@@ -11,6 +11,30 @@ from slamkern.cli.main import main
 
 SMALL = ["-l", "de,zh", "-s", "data.limit=12", "-s", "data.held_out=2", "-s", "probe.questions=4"]
 
+SHORT = ["-s", "evaluate.max_new_tokens=2", "-s", "evaluate.prompt=authors"]
+BASE = ["--model", "MODEL", "--out", "OUT"]
+# Each that writes a folder once, with the places that ``arguments`` fills in.
+COMMANDS = {
+    "probe": ["probe", "--data", "corpus:", *SMALL, *BASE],
+    "select": ["select", "WORK/probe", "-k", "1", "--region", "all", "--out", "OUT"],
+    "train": ["train", "--selection", "WORK/selection", "--data", "corpus:", *SMALL, *BASE],
+    "evaluate": ["evaluate", "--task", "corpus", "-l", "de", "--limit", "1", *SHORT, *BASE],
+    "export": ["export", "--delta", "WORK/train", *BASE],
+    "harness": ["harness", "--task", "corpus", "-l", "de", "--limit", "1", "--out", "OUT"],
+    "scale": ["delta", "scale", "WORK/train", "--by", "0.5", *BASE],
+    "merge": ["delta", "merge", "WORK/train", "WORK/train", *BASE],
+    "revert": ["delta", "revert", "WORK/train", "--layers", "1", "--out", "OUT"],
+    "sweep": ["delta", "sweep", "WORK/train", "--data", "corpus:", *SMALL, *BASE],
+    "lora": ["delta", "lora", "WORK/train", "--rank", "2", *BASE],
+    "fold": ["delta", "fold", "WORK/adapter", *BASE],
+}
+
+
+def arguments(name: str, model: str, work: Path, out: Path) -> list[str]:
+    """The command of this name on a model and the folders that ``work`` in conftest.py made, into ``out``."""
+    places = {"MODEL": model, "WORK": str(work), "OUT": str(out)}
+    return ["/".join(places.get(part, part) for part in argument.split("/")) for argument in COMMANDS[name]]
+
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str], *words: str) -> None:
     """The command ends with status 2 and one line on stderr that holds all ``words``."""
@@ -19,7 +43,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str], *words: str)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     for word in words:
-        assert word in error
+        assert word in error, error
 
 
 def start(arguments: list[str], errors: Path) -> int:

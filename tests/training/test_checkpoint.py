@@ -1,10 +1,9 @@
-import resource
 import shutil
-import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.full_disk import file_limit
 from support.tiny_models import tiny_model
 
 from slamkern.errors import SlamkernError
@@ -155,17 +154,12 @@ def test_a_full_disk_leaves_no_half_checkpoint_and_the_earlier_one(trained, tmp_
     optimizer = adamw(trained)
     save_checkpoint(trained, optimizer, tmp_path, step=1, fingerprint="run")
     before = sorted(path for path in tmp_path.rglob("*"))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead, as on a full disk
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    with file_limit() as limit:
+        limit(4096)
         with pytest.raises(OSError, match="cannot write"):
             save_checkpoint(trained, optimizer, tmp_path, step=2, fingerprint="run")
         with pytest.raises(OSError):  # noqa: PT011  (in the words of whichever write comes first)
             export_model(trained, _NoTokenizer(), tmp_path / "exported")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
     assert sorted(path for path in tmp_path.rglob("*")) == before
     restore_checkpoint(tmp_path / "checkpoint-1", trained, optimizer, fingerprint="run")
 
