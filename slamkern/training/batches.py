@@ -151,8 +151,11 @@ def mean_loss(
     """Loss per supervised token of ``examples`` without dropout, in nats; whatever the batching, to rounding.
 
     head: what ``read_head`` returned; the default reads it. packing: None packs a model that can be packed. The modes
-    of the model are kept. Each process of a job computes a share of the batches, and all return the same.
+    of the model are kept. Each process of a job computes a share of the batches, and all return the same. SlamkernError
+    where no token is supervised.
     """
+    if not (supervised := supervised_tokens(examples)):
+        raise SlamkernError(f"none of the {len(examples)} examples has a token with a loss")
     if packing is None:
         packing = supports_packing(model) is None
     lengths = [len(example.input_ids) for example in examples]
@@ -171,7 +174,7 @@ def mean_loss(
                 loss = float(sum_loss(model, checked, batch, packing))
                 total += loss if place < len(plan) else 0.0
     distributed.sum_([total])
-    return float(total) / supervised_tokens(examples)
+    return float(total) / supervised
 
 
 def supervised_tokens(batch: Sequence[Example]) -> int:

@@ -54,8 +54,8 @@ class Change:
 def read_change(model: nn.Module, deltas: Sequence[Scaled]) -> Change:
     """The sum of ``(folder, scale)`` deltas over the base model ``model``, which is left as it was.
 
-    Each delta passes the checks of `load_delta` against the base weights. Raises SlamkernError for none and for a scale
-    that is not finite.
+    Each delta passes the checks of `load_delta` against the base weights. Raises SlamkernError for none, for a scale
+    that is not finite, and for a model that has the trained weights already.
     """
     if not deltas:
         raise SlamkernError("no delta given")
@@ -68,6 +68,8 @@ def read_change(model: nn.Module, deltas: Sequence[Scaled]) -> Change:
         names = {name.partition(NEURONS)[0] for name in read_delta(folder)[1]}
         here = {name: parameters[name].clone() for name in names if name in parameters}
         load_delta(model, folder)
+        if all(torch.equal(parameters[name], original) for name, original in here.items()):
+            raise SlamkernError(f"the model has the weights of {folder} already; give the model it was trained on")
         for name, original in here.items():
             change = scale * (parameters[name].double() - original.double())
             difference[name] = difference[name] + change if name in difference else change

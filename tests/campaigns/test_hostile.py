@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from campaigns.hostile import FOLDERS, GGUF, MEGABYTES, SECONDS, judged
-from campaigns.readers import gguf_example
+from campaigns.model_readers import gguf_example
 from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 
 from slamkern.files import write_json

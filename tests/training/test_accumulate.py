@@ -1,15 +1,20 @@
 """What a step does where memory is not enough: it says what to lower, or goes on in smaller parts."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
-from support.tiny_training import CONFIG
+from support.tiny_training import CONFIG, selected
 
-from slamkern.data.packing import Example
+from slamkern.data.packing import IGNORE, Example
 from slamkern.errors import SlamkernError
+from slamkern.modules.packed_attention import packed_attention
+from slamkern.selection.trainable import trained_parameters
 from slamkern.training import accumulate
-from slamkern.training.accumulate import cut
+from slamkern.training.accumulate import Accumulator, cut
+from slamkern.training.loss import read_head
+from slamkern.training.optimizer import MasterAdamW
 
 WHOLE = replace(CONFIG, tokens_per_batch=4096, gradient_accumulation_steps=1, learning_rate=1e-3)
 
@@ -73,6 +78,27 @@ def test_other_errors_pass(fit, monkeypatch):
     monkeypatch.setattr(accumulate, "sum_loss", lambda *_: [][0])
     with pytest.raises(IndexError):
         fit(WHOLE)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("own_head", [True, False])
+def test_a_micro_batch_without_supervised_tokens_adds_nothing(packing, own_head):
+    learned, read = Example((1, 5, 7, 9, 2), (IGNORE, IGNORE, 7, 9, 2)), Example((1, 4, 6), (IGNORE,) * 3)
+    config = replace(CONFIG, packing=packing)
+
+    def step(*batches):
+        model = selected()
+        optimizer = MasterAdamW(trained_parameters(model).items())
+        with packed_attention(model) if packing else nullcontext():
+            accumulator = Accumulator(model, None if own_head else read_head(model), optimizer, config)
+            return accumulator.backward(batches, 3), list(optimizer.gradients())
+
+    loss, gradients = step([learned])
+    for batches in (([read], [learned]), ([learned], [read, read])):
+        again, others = step(*batches)
+        assert torch.equal(again, loss) and all(map(torch.equal, others, gradients))
+    loss, gradients = step([read])
+    assert loss == 0 and gradients and not any(gradient.any() for gradient in gradients)
 
 
 def test_cut_keeps_order_and_limit():

@@ -43,5 +43,7 @@ def test_the_held_out_loss_does_not_depend_on_the_batching(family, tokens_per_ba
     assert packs == (family == "llama")
     expected = mean_loss(model, EXAMPLES, packing=False, tokens_per_batch=1)
     assert mean_loss(model, EXAMPLES, tokens_per_batch=tokens_per_batch) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(SlamkernError, match="none of the 1 examples has a token with a loss"):
+        mean_loss(model, [Example((1, 4, 6), (3, IGNORE, IGNORE))])  # the first token follows nothing
     assert supervised_tokens(EXAMPLES) == 15 + 2 + 7 + 28 + 1
     assert model.training
