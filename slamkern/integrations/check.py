@@ -14,6 +14,7 @@ from torch import Tensor
 from slamkern.data.packing import IGNORE
 from slamkern.errors import SlamkernError
 from slamkern.modules.eval_mode import eval_mode
+from slamkern.modules.fused_loss import computes_loss
 from slamkern.modules.packed_attention import attends_packed, supports_packing
 
 
@@ -33,8 +34,10 @@ def check_first_batch(trainer: Any) -> None:
         check_packing(model, inputs)
         items = options.get("num_items_in_batch")
         accumulation = trainer.args.gradient_accumulation_steps
+        # A fused loss is of training mode, unless it is asked for.
+        fused = {"skip_logits": True} if computes_loss(model) else {}
         with eval_mode(model):
-            loss = float(compute_loss(model, dict(inputs), num_items_in_batch=items))
+            loss = float(compute_loss(model, {**inputs, **fused}, num_items_in_batch=items))
         processes = trainer.accelerator.num_processes
         scale = processes if items is not None and trainer.args.average_tokens_across_devices else 1
         check_normalization(

@@ -7,6 +7,7 @@ from torch import nn
 
 from slamkern.modules.ffn import FFN, Fused
 from slamkern.modules.ffn_match import find_ffns
+from slamkern.modules.fused_loss import describe_loss
 from slamkern.modules.match import Match
 from slamkern.modules.rmsnorm import FusedNorm, Norm, find_norms
 
@@ -33,9 +34,10 @@ class Explanation:
 
 
 class ExplanationTable(tuple[Explanation, ...]):
-    """The rows of :func:`explain`, FFNs in order of depth; prints a line an FFN and a line a group of norms."""
+    """The rows of :func:`explain`, FFNs in order of depth; prints a line an FFN, a group of norms, and the loss."""
 
     norms: tuple[Match[Norm], ...] = ()
+    loss: str | None = None
 
     def __str__(self) -> str:
         # Norms that differ in their layer alone share a line.
@@ -44,16 +46,19 @@ class ExplanationTable(tuple[Explanation, ...]):
             line = f"{re.sub(r'[.][0-9]+[.]', '.*.', norm.path)}: {_describe(norm)}"
             groups[line] = groups.get(line, 0) + 1
         norms = [f"{line}, {count} of them" if count > 1 else line for line, count in groups.items()]
-        return "\n".join([*map(str, self), *norms]) or "no FFN found"
+        found = "\n".join([*map(str, self), *norms]) or "no FFN found"
+        return found if self.loss is None else f"{found}\n{self.loss}"
 
 
 def explain(model: nn.Module) -> ExplanationTable:
     """Per FFN: found, fused or why not, and which of its projections are trainable. Changes nothing.
 
-    The table's ``norms`` have the same of every norm: the module, what it computes or why it is left alone.
+    The table's ``norms`` have the same of every norm: the module, what it computes or why it is left alone; its
+    ``loss`` is a sentence about the loss of the model, where it has an output head.
     """
     table = ExplanationTable(map(_explanation, find_ffns(model)))
     table.norms = tuple(find_norms(model))
+    table.loss = describe_loss(model)
     return table
 
 

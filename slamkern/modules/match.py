@@ -1,5 +1,7 @@
 """What was found in a model: one record for an FFN and for a norm, fused, fusible, or left alone for a reason."""
 
+import functools
+import sys
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -26,14 +28,34 @@ class Match(Generic[Part]):
 
 
 def replaced_forward(module: nn.Module) -> str | None:
-    """Who put another forward on this one instance, over that of its class; None where nobody did."""
+    """Who put another forward on this one instance, over that of its class; None where nobody did.
+
+    What accelerate and torch put around the forward that was there (autocast, moves between devices) still runs it.
+    """
     forward: Any = module.__dict__.get("forward")
     if forward is None:
         return None
-    function = getattr(forward, "__func__", forward)
-    owner = getattr(function, "__module__", None) or type(function).__module__
-    name = getattr(function, "__qualname__", type(function).__name__)
-    return f"its forward on this instance is {name} of {owner.split('.')[0]}"
+    function = _function(forward)
+    while function is not type(module).forward and _owner(function) in ("accelerate", "torch"):
+        if not hasattr(function, "__wrapped__"):
+            break
+        function = _function(function.__wrapped__)
+    if function is type(module).forward:
+        return None
+    code = getattr(function, "__code__", None)
+    name = type(function).__name__ if code is None else code.co_qualname.split(".<locals>.")[-1]
+    return f"its forward on this instance is {name} of {_owner(function)}"
+
+
+def _function(forward: Any) -> Any:
+    return getattr(forward, "__func__", forward)
+
+
+def _owner(function: Any) -> str:
+    """The package that a function or a callable object is of; functools.wraps writes another one's name into it."""
+    function = function.func if isinstance(function, functools.partial) else function
+    names = getattr(function, "__globals__", None) or vars(sys.modules[type(function).__module__])
+    return str(names["__name__"]).split(".")[0]
 
 
 def decoder_of(model: nn.Module) -> tuple[str, nn.Module]:

@@ -1,8 +1,8 @@
-"""patch_model and its undoing: FFNs and RMS norms of a decoder run fused, nothing else changes.
+"""patch_model and its undoing: FFNs and RMS norms of a decoder run fused, and its loss on request; all else stays.
 
 Only the class of the FFN blocks (or, without a gate, of their activation modules) and of the norms is extended,
-instance by instance.
-The model's class, its forward, its parameters and their names stay, so saving, trainers, adapters, checkpointing and
+instance by instance; with ``loss=True`` that of the model, too, under its own name.
+The model's forward otherwise, its parameters and their names stay, so saving, trainers, adapters, checkpointing and
 ``torch.compile`` go on as before.
 """
 
@@ -17,6 +17,7 @@ from torch import nn
 from slamkern.errors import SlamkernError
 from slamkern.modules.ffn import FFN, Fused, fuse, unfuse
 from slamkern.modules.ffn_match import by_layer, find_ffns
+from slamkern.modules.fused_loss import FusedLoss, Loss, fuse_loss, language_model, match_loss, unfuse_loss
 from slamkern.modules.match import Match
 from slamkern.modules.rmsnorm import FusedNorm, find_norms, fuse_norm, unfuse_norm
 from slamkern.modules.surgery import Extended
@@ -37,6 +38,7 @@ class Kind:
 
 FFNS = Kind(Fused, fuse, unfuse)
 NORMS = Kind(FusedNorm, fuse_norm, unfuse_norm)
+LOSS = Kind(FusedLoss, fuse_loss, unfuse_loss)
 
 
 def patch_model(
@@ -46,6 +48,7 @@ def patch_model(
     backend: str = "auto",
     recompute: bool = False,
     norms: bool = True,
+    loss: bool = False,
     shared_experts: bool = False,
 ) -> Model:
     """Fuse FFNs and RMS norms of ``model`` in place; return it; patching twice changes nothing.
@@ -56,6 +59,9 @@ def patch_model(
         backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"reference"``.
         recompute: save only the input of each gated FFN for the backward, and compute gate and up again there.
         norms: fuse the RMS norms too; a norm that is none of the known ones is left alone and listed in explain.
+        loss: fuse the loss with the output head, for trainers that call the model with ``labels``: in training mode
+            it returns the same loss and ``logits=None`` (see `fused_loss`). Refused where it would be another loss,
+            also with ``strict=False``. ``slamkern.train`` needs no such thing.
         shared_experts: of a mixture of experts take the expert that every token passes for the FFN of its layer; the
             routed ones are left alone, so this needs ``strict=False``.
 
@@ -67,6 +73,8 @@ def patch_model(
     usable = [match for match in matches if match.reason is None]
     _refuse(model, [match for match in matches if match.reason is not None], bool(usable), strict)
     by_layer(usable)
+    causal = language_model(model)
+    found_loss = _loss_of(model, causal) if loss else None
     for match in usable:
         resolve(backend, next(match.block.parameters()).device.type)
     for match in usable:
@@ -77,7 +85,18 @@ def patch_model(
             _patch(NORMS, found, backend)
         elif isinstance(found.module, FusedNorm):
             unfuse_norm(found.module)
+    if found_loss is not None and not isinstance(causal, FusedLoss):
+        LOSS.fuse(causal, found_loss)
+    elif found_loss is None and isinstance(causal, FusedLoss):
+        LOSS.unfuse(causal)
     return model
+
+
+def _loss_of(model: nn.Module, causal: Any) -> Loss:
+    found = "it is no transformers model with an output head" if causal is None else match_loss(causal)
+    if isinstance(found, str):
+        raise SlamkernError(f"the loss of {type(causal or model).__name__} cannot be fused: {found}")
+    return found
 
 
 def _patch(kind: Kind, match: Match[Any], backend: str) -> None:
@@ -110,7 +129,7 @@ def unpatch_model(model: Model) -> Model:
     A class that others have derived from a fused one since (FSDP2's, a parametrization's) stays, without our part.
     """
     for module in model.modules():
-        for kind in (FFNS, NORMS):
+        for kind in (FFNS, NORMS, LOSS):
             if isinstance(module, kind.mixin):
                 kind.unfuse(module)
     return model
@@ -124,6 +143,7 @@ def patched(
     backend: str = "auto",
     recompute: bool = False,
     norms: bool = True,
+    loss: bool = False,
     shared_experts: bool = False,
 ) -> Iterator[Model]:
     """``patch_model`` for the length of a ``with`` block; a model that was patched before stays patched."""
@@ -132,8 +152,9 @@ def patched(
         return
     try:
         yield patch_model(
-            model, strict=strict, backend=backend, recompute=recompute, norms=norms, shared_experts=shared_experts
-        )
+            model, strict=strict, backend=backend, recompute=recompute, norms=norms, loss=loss,
+            shared_experts=shared_experts,
+        )  # fmt: skip
     finally:
         unpatch_model(model)
 

@@ -19,6 +19,13 @@ _OWN = "slamkern_own_class"
 class Extended(nn.Module):
     """Base of the mixins: marks a module whose class was extended; ``super().forward`` in a mixin is its own."""
 
+    slamkern_prefix = "Fused"  # of the name of the extended class
+
+    @classmethod
+    def slamkern_members(cls, own: type[nn.Module]) -> dict[str, Any]:
+        """Members of the extended class that depend on the own one."""
+        return {}
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         kind = type(self)
         if vars(kind).get("_slamkern_extended"):
@@ -35,8 +42,8 @@ def _rebuild(mixin: type[Extended], own: type[nn.Module]) -> nn.Module:
 @functools.cache  # one class for all instances, so that what was compiled for one layer serves the next
 def _extended(mixin: type[Extended], own: type[nn.Module]) -> type[nn.Module]:
     # The mark is the class's own: of a class that others derive from it, vars() has none.
-    body = {"__module__": own.__module__, "_slamkern_extended": True}
-    return type(f"Fused{own.__name__}", (mixin, own), body)
+    body = {"__module__": own.__module__, "_slamkern_extended": True, **mixin.slamkern_members(own)}
+    return type(f"{mixin.slamkern_prefix}{own.__name__}", (mixin, own), body)
 
 
 def is_transformed() -> bool:

@@ -8,7 +8,8 @@ import slamkern
 from slamkern.data.packing import Example, collate, padded_batch
 from slamkern.errors import SlamkernError
 from slamkern.modules.packed_attention import packed_attention
-from slamkern.training.loss import frozen_head_cross_entropy, packed_loss, padded_loss, read_head
+from slamkern.ops.linear_cross_entropy import linear_cross_entropy
+from slamkern.training.loss import packed_loss, padded_loss, read_head
 
 EXAMPLES = [
     Example((3, 5, 7, 9, 11), (-100, -100, 7, 9, 11)),
@@ -30,75 +31,6 @@ def tiny(kind: str = "Llama", **changes):
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(40)
     return model.requires_grad_(False)
-
-
-def stock(hidden, weight, labels, bias=None, scale=1.0, softcap=None):
-    logits = F.linear(hidden, weight, bias).to(torch.promote_types(hidden.dtype, torch.float32)) * scale
-    logits = logits if softcap is None else torch.tanh(logits / softcap) * softcap
-    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum")
-
-
-@pytest.mark.parametrize("options", [{}, {"softcap": 3.0}, {"scale": 0.25, "softcap": 2.0}, {"bias": True}])
-@pytest.mark.parametrize("chunk", [5, 1024])  # ragged last chunk, one chunk
-def test_loss_and_gradient_equal_cross_entropy(options, chunk):
-    generator = torch.Generator().manual_seed(1)
-    hidden = torch.randn(2, 17, 32, generator=generator, requires_grad=True)
-    weight = torch.randn(128, 32, generator=generator)
-    labels = torch.randint(128, (2, 17), generator=generator)
-    labels[torch.rand(2, 17, generator=generator) < 0.4] = -100
-    if "bias" in options:
-        options = {"bias": torch.randn(128, generator=generator)}
-    loss = frozen_head_cross_entropy(hidden, weight, labels, chunk=chunk, **options)
-    expected = stock(hidden, weight, labels, **options)
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(loss * 0.37, hidden)[0], torch.autograd.grad(expected * 0.37, hidden)[0]
-    )
-
-
-def test_gradcheck_in_double():
-    generator = torch.Generator().manual_seed(2)
-    hidden = torch.randn(6, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(9, 4, generator=generator, dtype=torch.float64)
-    labels = torch.tensor([1, -100, 8, 0, -100, 3])
-    assert torch.autograd.gradcheck(
-        lambda h: frozen_head_cross_entropy(h, weight, labels, softcap=2.0, chunk=2), hidden
-    )
-
-
-def test_bfloat16_error_within_twice_the_stock_error():
-    generator = torch.Generator().manual_seed(3)
-    hidden = torch.randn(64, 32, generator=generator).bfloat16().requires_grad_()
-    weight = torch.randn(128, 32, generator=generator).bfloat16()
-    labels = torch.randint(128, (64,), generator=generator)
-    wide = hidden.detach().double().requires_grad_()
-    truth = stock(wide, weight.double(), labels)
-    ours, theirs = frozen_head_cross_entropy(hidden, weight, labels), stock(hidden, weight, labels)
-    eps = torch.finfo(torch.bfloat16).eps
-    assert abs(ours - truth) <= 2 * abs(theirs - truth) + 1e-6 * truth
-    (true_grad,) = torch.autograd.grad(truth, wide)
-    error = [(torch.autograd.grad(loss, hidden)[0] - true_grad).norm() for loss in (ours, theirs)]
-    assert error[0] <= 2 * error[1] + eps * true_grad.norm()
-
-
-def test_nothing_supervised_is_zero_with_a_graph():
-    hidden = torch.randn(4, 8, requires_grad=True)
-    loss = frozen_head_cross_entropy(hidden, torch.randn(16, 8), torch.full((4,), -100))
-    loss.backward()
-    assert loss.item() == 0 and not hidden.grad.any()
-
-
-def test_no_logits_tensor_of_all_rows_is_saved():
-    saved = []
-    hidden = torch.randn(50, 8, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        frozen_head_cross_entropy(hidden, torch.randn(1000, 8), torch.arange(50))
-    assert sum(saved) == hidden.numel()
-
-
-def test_trained_head_is_refused():
-    with pytest.raises(SlamkernError, match="requires a gradient"):
-        frozen_head_cross_entropy(torch.randn(2, 4), torch.randn(5, 4, requires_grad=True), torch.tensor([0, 1]))
 
 
 def per_sequence_loss(model):
@@ -189,4 +121,4 @@ def test_a_packed_micro_batch_never_waits_for_the_device(own_head):
             packed_loss(model, batch, head=head).backward()
         assert trained.grad.any()
         with NoStall(), pytest.raises(AssertionError, match="stalls"):
-            frozen_head_cross_entropy(torch.randn(2, 4), torch.randn(5, 4), torch.tensor([0, 1]))
+            linear_cross_entropy(torch.randn(2, 4), torch.randn(5, 4), torch.tensor([0, 1]))
