@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from slamkern.bench.workload import shape_config
+from slamkern.errors import SlamkernError
+from slamkern.training.memory_budget import parse_bytes
 from slamkern.training.shape_memory import shape_footprint
 
 COLUMNS = (
@@ -13,6 +15,19 @@ COLUMNS = (
     "fits",
 )  # fmt: skip
 Row = dict[str, Any]
+
+
+def budget_lines(shape: str, tokens: int, layers: Sequence[int], budget: str) -> list[str]:
+    """What ``train --memory-budget`` would do in bfloat16 and with frozen weights in FP8, or what would fit."""
+    lines = []
+    for precision in ("model", "fp8"):
+        footprint = shape_footprint(shape_config(shape), layers, fp8=precision == "fp8")
+        try:
+            what = footprint.describe(tokens, footprint.plan(tokens, parse_bytes(budget), offload=None))
+        except SlamkernError as error:
+            what = str(error)
+        lines.append(f"--memory-budget {budget} --frozen-precision {precision}: {what}")
+    return lines
 
 
 def memory_rows(

@@ -91,7 +91,7 @@ def memory(
     gpu: Annotated[str | None, typer.Option(help="Memory to fit into, like 24GB.")] = None,
 ) -> None:
     """What a training step needs, computed without a GPU: weights, optimizer, activations, each way to save some."""
-    from slamkern.bench.memory_table import COLUMNS, memory_rows
+    from slamkern.bench.memory_table import COLUMNS, budget_lines, memory_rows
     from slamkern.bench.workload import SHAPES, shape_config
     from slamkern.training.memory_budget import parse_bytes
 
@@ -101,6 +101,8 @@ def memory(
     rows = memory_rows(shape, tokens, range(layers), budget=None if gpu is None else parse_bytes(gpu))
     columns = [name for name in COLUMNS if name in rows[0]]
     _table(f"a training step of {shape}, {layers} layers trained, {tokens:,} tokens, in GB (10^9 bytes)", rows, columns)
+    for line in [] if gpu is None else budget_lines(shape, tokens, range(layers), gpu):
+        say(line)
     say("A CUDA context (about 0.5 GB) and what the allocator cannot reuse come on top.")
 
 

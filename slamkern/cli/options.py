@@ -52,7 +52,12 @@ DryRunOn = Annotated[
     typer.Option("--dry-run-on", help="A dry run for the job that this configuration of accelerate launch describes."),
 ]
 
-MemoryBudget = Annotated[str | None, typer.Option(help="Like 24GB; recomputes as few FFNs as it takes to fit.")]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(
+        help="Like 24GB: recomputes as few FFNs as it takes; where all are too few, the optimizer is in host memory."
+    ),
+]
 OnOom = Annotated[
     str | None, typer.Option("--on-oom", help="Where memory is not enough: stop, or halve micro-batches and go on.")
 ]
@@ -75,6 +80,7 @@ def configure_logging(verbose: bool) -> None:
     handler.setFormatter(_PrintableFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("slamkern").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("slamkern.training.memory_budget").setLevel(logging.INFO)  # what a budget costs is always said
     if not distributed.is_main():
         for name, level in ((None, "ERROR"), ("slamkern", "ERROR"), ("slamkern.training.accumulate", "WARNING")):
             logging.getLogger(name).setLevel(level)

@@ -24,6 +24,7 @@ from slamkern.selection.trainable import apply_selection
 from slamkern.training.batches import StepPlan, tokenize
 from slamkern.training.checkpoint import KEPT
 from slamkern.training.footprint import Footprint, gigabytes
+from slamkern.training.memory_budget import parse_bytes
 from slamkern.training.scale_out import sharded_footprint, wire_bytes
 from slamkern.training.shape_memory import shape_footprint
 from slamkern.training.step_cost import Dimensions
@@ -156,6 +157,12 @@ class Plan:
             where = f" in each of {processes} processes, {WAYS[name]}" if processes > 1 else ""
             total = gigabytes(sum(parts.values()))
             self.lines.append(("  memory", f"{total} at {positions:,} tokens{where}, nothing recomputed: {words}"))
+        if config.memory_budget is not None:
+            budget = parse_bytes(config.memory_budget)
+            on_host = resolve_device(self.config.model.device).type == "cpu"
+            choice = True if config.optimizer_offload else False if on_host else None
+            how = whole.describe(positions, whole.plan(positions, budget, offload=choice))
+            self.lines.append(("  budget", f"{gigabytes(budget)}: {how}"))
         if processes == 1:
             return
         weights = self.parameters * itemsize

@@ -103,6 +103,13 @@ class Footprint:
             f" more than the memory budget of {gigabytes(budget)}; {way_out}"
         )
 
+    def describe(self, positions: int, plan: MemoryPlan) -> str:
+        """What a plan does and the bytes it takes, in words."""
+        total = gigabytes(self.total(positions, plan.recompute, offload=plan.offload))
+        recomputed = f"gate and up recomputed in {len(plan.recompute)} of {len(self.recomputable)} layers"
+        where = "host memory" if plan.offload else "the device's memory"
+        return f"{total} expected, {recomputed}, optimizer in {where}"
+
     def _most_positions(self, budget: int, recompute: Collection[int], offload: bool) -> int:
         """The largest micro-batch that fits, or 0."""
         low, high = 0, max(1, budget)

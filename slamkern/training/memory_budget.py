@@ -131,14 +131,7 @@ def within_budget(
     # A model on the CPU has nowhere else to put it.
     choice = True if offload else False if model.device.type == "cpu" else None
     plan = measured.plan(tokens_per_batch, budget_bytes, offload=choice)
-    log.info(
-        "memory: %s of %s expected, gate and up recomputed in %d of %d layers, optimizer in %s memory",
-        gigabytes(measured.total(tokens_per_batch, plan.recompute, offload=plan.offload)),
-        gigabytes(budget_bytes),
-        len(plan.recompute),
-        len(measured.recomputable),
-        "host" if plan.offload else "the device's",
-    )
+    log.info("memory within %s: %s", gigabytes(budget_bytes), measured.describe(tokens_per_batch, plan))
     ffns = fused_ffns(model)
     before = [ffn.recompute for ffn in ffns]
     for ffn in ffns:

@@ -69,6 +69,15 @@ def test_other_architectures_have_no_memory_line(tmp_path: Path) -> None:
     assert "not known for gpt2" in planned["work"] and "memory" not in planned
 
 
+def test_a_dry_run_says_how_a_memory_budget_is_kept_or_that_it_cannot_be(weightless: Path) -> None:
+    def planned(budget: str) -> str:
+        return dict(plan_run(configuration(weightless, train={"memory_budget": budget})))["  budget"]
+
+    assert "recomputed in 0 of 2 layers, optimizer in the device's memory" in planned("1GB")
+    with pytest.raises(SlamkernError, match=r"needs .* even with every FFN recomputed, more than the memory budget"):
+        planned("10kB")
+
+
 def test_a_dry_run_checks_and_writes_nothing(
     weightless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,5 +147,12 @@ def test_the_command_prints_the_table_without_a_gpu():
     options = ["memory", "--shape", "Llama-2-7B", "--tokens", "4096", "--gpu", "24GB"]
     result = CliRunner().invoke(bench, options, catch_exceptions=False)
     assert result.exit_code == 0 and "every FFN" in result.stdout and "yes" in result.stdout
+    words = " ".join(result.stdout.split())
+    assert (
+        "--memory-budget 24GB --frozen-precision model: 23.9 GB expected, gate and up recomputed in 16 of 32" in words
+    )
+    assert "layers, optimizer in host memory" in words
+    less = CliRunner().invoke(bench, [*options[:-1], "15GB"], catch_exceptions=False)
+    assert "micro-batches of 675 tokens would fit" in " ".join(less.stdout.split())
     with pytest.raises(slamkern.SlamkernError, match="SmolLM2-135M has 30 layers; 31"):
         CliRunner().invoke(bench, ["memory", "--shape", "SmolLM2-135M", "--layers", "31"], catch_exceptions=False)
