@@ -51,6 +51,8 @@ def _waits(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         # Of a mask the places are looked for, unless it can be filled with one value.
         masks = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
         return places != {"cpu"} and masks and not (packet is not _aten.index and args[2].numel() == 1)
+    if kwargs.get("output_size") is not None:  # of repeat_interleave
+        return False
     # lift_fresh: torch.tensor(..., device=...)
     return places - {"cpu"} != set() and (packet in _WAITING or packet is _aten.lift_fresh)
 

@@ -12,6 +12,10 @@ On CUDA the products run in ``torch._scaled_mm`` (rowwise scales, bfloat16 out),
 along the reduction: ``dx`` needs the values transposed, one more byte an element where that is kept. Elsewhere the
 same values are multiplied in float32, which is slower than not quantizing at all and there to be checked against.
 
+Quantizing is a pass of its own. In the epilogues of the activation and of its backward it would save 12 of the 25 bytes
+that an element of a frozen FFN moves, 3 ms of the 100 of a step of 7B over 4,096 tokens (at 4.3 TB/s), for kernels that
+hold two and three whole rows in registers, since a scale needs the row's largest: to be measured before it is built.
+
 Not here: which weights of a model are quantized, and where the originals are meanwhile (training/fp8.py).
 """
 

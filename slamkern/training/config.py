@@ -44,7 +44,8 @@ class TrainConfig:
     optimizer_offload: AdamW's moments and the float32 masters in host memory, stepped there; for a model on a GPU.
     frozen_precision: "model", the dtype the model is in, or "fp8" for the frozen Linears of its layers (see fp8.py).
     cuda_graphs: pad packed batches to a few shapes and replay a CUDA graph for each, where launches rather than the GPU
-    set the pace (small models, small batches); for a model on one GPU, in bfloat16 or float16.
+    set the pace (small models, small batches); for a model on one GPU, in bfloat16 or float16. Takes the memory of a
+    micro-batch's activations twice: the first batch of a shape runs beside the graphs.
     fsdp: shard the decoder layers over the processes of a job, for a model that fits no single GPU (see sharding.py).
     report_to: "tensorboard" also writes its events to ``output_dir``.
     """

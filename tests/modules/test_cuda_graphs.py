@@ -61,6 +61,7 @@ def test_what_waits_for_the_device_is_named(op, name):
         op(torch.zeros(3))  # a CPU may be looked at
         x = torch.zeros(3, device="meta")
         x[x > 0] = 1.0
+        x.repeat_interleave(2), x.repeat_interleave(x.long(), output_size=3)
         x[torch.zeros(2, dtype=torch.int64, device="meta")] += x.to(torch.float16)[:2]
 
 
