@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from slamkern.errors import SlamkernError
-from slamkern.pipeline.config import RunConfig, first_problem, load_config
+from slamkern.pipeline.config import RunConfig, load_config
 from slamkern.pipeline.sections import AlignSection, Count, Languages, Projections, Section, Seed
 from slamkern.reading import read_yaml
+from slamkern.schemas.check import first_problem
 
 BASE = "base"
 # Which of a cell's values have a meaning for what it trains.

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.sections import RunConfig
 from slamkern.reading import parse_yaml, read_yaml
+from slamkern.schemas.check import first_problem
 
 __all__ = ["SECTIONS", "RunConfig", "build_config", "load_config"]
 
@@ -72,15 +73,6 @@ def _build(layers: Iterable[tuple[str, Values]]) -> RunConfig:
         if not place:
             raise SlamkernError("configuration: a value is no text in UTF-8") from error
         raise SlamkernError(f"{given_in.get(place, 'configuration')}: {'.'.join(place)}: {message}") from error
-
-
-def first_problem(error: ValidationError) -> tuple[tuple[str, ...], str]:
-    """Where the first thing that is wrong stands, and what it is."""
-    first = error.errors()[0]
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] != "value_error":  # our own messages name the value
-        message += f", not {first['input']!r:.80}"
-    return tuple(map(str, first["loc"])), message
 
 
 def _unknown(key: str, known: Iterable[str], where: str) -> SlamkernError:

@@ -1,4 +1,4 @@
-"""A JSON text against a pydantic schema; the first thing that is wrong becomes one line."""
+"""A JSON text against a pydantic schema; the first thing that is wrong becomes one line, also for configurations."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
@@ -25,12 +25,17 @@ def check(schema: type[T] | TypeAdapter[T], text: str | bytes, where: str) -> T:
     try:
         return adapter.validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"][:4])) + ": " if first["loc"] else ""
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] not in ("value_error", "missing"):  # our own messages name the value
-            message += f", not {first['input']!r:.60}"
-        raise SlamkernError(f"{where}: {place}{message}") from error
+        place, message = first_problem(error)
+        raise SlamkernError(": ".join(filter(None, (where, ".".join(place[:4]), message)))) from error
+
+
+def first_problem(error: ValidationError) -> tuple[tuple[str, ...], str]:
+    """Where the first thing that is wrong stands (keys and indices from the outside in), and what it is."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] not in ("value_error", "missing"):  # our own messages name the value
+        message += f", not {first['input']!r:.80}"
+    return tuple(map(str, first["loc"])), message
 
 
 def _without_repetition(values: Sequence[Any]) -> Sequence[Any]:
