@@ -11,12 +11,12 @@ kernels    microbenchmarks of the ops
 sanitize   every kernel under compute-sanitizer
 memory     a step of 7B within 24 GB, and in FP8 within 16 GB, against the arithmetic
 graphs     micro-batches and probe batches as CUDA graphs
-goals      goals against what was measured
 fp8        whether frozen weights in FP8 train as well
 probe      probing speed of SmolLM2-135M
 layers     scores of the layers of SmolLM2-135M
 train      the training profile
 scaling    how a training step scales
+goals      goals against what has been measured, at the end of every call that has time for it
 =========  ===========================================================================================
 
 The headline comes first: a borrowed GPU may be gone after it. A stage is ended at its limit and keeps the rows it has
@@ -57,12 +57,12 @@ LIMITS: Mapping[str, float] = MappingProxyType(
         "sanitize": 4.5,
         "memory": 2.0,
         "graphs": 2.0,
-        "goals": 0.75,
         "fp8": 3.0,
         "probe": 3.0,
         "layers": 2.0,
-        "train": 9.0,
-        "scaling": 9.0,
+        "train": 8.5,
+        "scaling": 8.5,
+        "goals": 0.75,
     }
 )
 COMMANDS = ("build", "tests")  # the others are modules of this package
@@ -189,7 +189,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if waiting:
         longest = max(LIMITS[stage] for stage in waiting)
         print(f"no time was left for {len(waiting)} stages, of up to {longest:g} minutes each; they are run by")
-        print(f"python -m benchmarks.gpu --minutes {max(options.minutes, longest):g} --only {' '.join(waiting)}")
+        minutes = max(options.minutes, longest + LIMITS["goals"])
+        again = [*waiting, *(["goals"] if "goals" not in waiting else [])]  # of all that has been measured by then
+        print(f"python -m benchmarks.gpu --minutes {minutes:g} --only {' '.join(again)}")
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
