@@ -15,10 +15,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.version import Version
+from support.tiny_causal_lm import save_folder
 from support.tiny_models import tiny_model
 
 _old_interpreter = find_spec("triton") is not None and Version(version("triton")) < Version("3.7")
@@ -27,6 +29,12 @@ if _old_interpreter and os.environ["TRITON_INTERPRET"] == "1" and Version(versio
         f"Triton {version('triton')} interprets kernels with NumPy before 2.4, and this is {version('numpy')}:"
         " pip install 'numpy<2.4'"
     )
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and its tokenizer on disk, to be read; who changes something copies it."""
+    return save_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+from support.tiny_causal_lm import save_folder, tiny_model
 
 from benchmarks import layer_gain, layer_scores
 from benchmarks.prefix_cache import PrefixCache
@@ -41,8 +41,7 @@ def test_a_study_trains_each_layer_from_the_base_and_goes_on_where_it_stopped(tm
     for name, value in dict(PROBED=4, TRAINED=2, HELD_OUT=2, STEPS=2, RATE=1e-2, REPLY_TOKENS=4).items():
         monkeypatch.setattr(layer_gain, name, value)
     monkeypatch.setattr(layer_scores, "TOP", 1)
-    tiny_model(num_hidden_layers=3).save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save_folder(tmp_path / "model", tiny_model(num_hidden_layers=3))
     for code in layer_gain.LANGUAGES:
         (folder := tmp_path / "pairs" / f"{code}-en").mkdir(parents=True)
         (folder / f"train.{code}").write_text("".join(f"{code} question {n}\n" for n in range(8)))

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from campaigns.hostile import FOLDERS, GGUF, MEGABYTES, SECONDS, judged
 from campaigns.model_readers import gguf_example
-from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 
 from slamkern.files import write_json
 
@@ -24,16 +23,8 @@ QUICK = (
 QUICK_GGUF = ("2^62 tensors", "2^62 keys", "a context of 2^32", "2^32 layers", "10^9 tokens", "cut at 50 %")
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("good")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def judge_folder(name: str, good: Path, place: Path) -> dict[str, Any]:
-    folder = Path(shutil.copytree(good, place / "model"))
+def judge_folder(name: str, model_folder: Path, place: Path) -> dict[str, Any]:
+    folder = Path(shutil.copytree(model_folder, place / "model"))
     FOLDERS[name](folder)
     return judged(folder)
 
@@ -45,8 +36,8 @@ def judge_gguf(name: str, place: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_folder_is_refused_or_harmless(name: str, good: Path, tmp_path: Path) -> None:
-    result = judge_folder(name, good, tmp_path)
+def test_a_folder_is_refused_or_harmless(name: str, model_folder: Path, tmp_path: Path) -> None:
+    result = judge_folder(name, model_folder, tmp_path)
     assert result["outcome"] in CLEAN and result["seconds"] < SECONDS, result
 
 
@@ -56,24 +47,24 @@ def test_a_gguf_file_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_the_judge_sees_code_that_ran_and_errors_of_several_lines(
-    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_code(path: str, **_: Any) -> Any:
         (Path(path) / "touched").touch()
         raise ValueError
 
     monkeypatch.setattr("campaigns.hostile.load_model", run_code)
-    assert judge_folder("code of a model", good, tmp_path)["outcome"] == "code was run"
+    assert judge_folder("code of a model", model_folder, tmp_path)["outcome"] == "code was run"
     (tmp_path / "model" / "touched").unlink()
     monkeypatch.setattr("campaigns.hostile.load_model", lambda *_, **__: 1 / 0)
     assert judged(tmp_path / "model")["outcome"] == "traceback"
 
 
 @pytest.mark.campaign
-def test_all_of_them(good: Path, tmp_path: Path) -> None:
+def test_all_of_them(model_folder: Path, tmp_path: Path) -> None:
     cases: dict[str, Any] = {}
     for name in FOLDERS:
-        cases[name] = judge_folder(name, good, tmp_path / name.replace("/", " "))
+        cases[name] = judge_folder(name, model_folder, tmp_path / name.replace("/", " "))
     for name in GGUF:
         (place := tmp_path / f"gguf {name}").mkdir()
         cases[f"GGUF: {name}"] = judge_gguf(name, place)

@@ -4,17 +4,13 @@ from pathlib import Path
 
 import pytest
 from support.commands import SMALL
-from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 
 from slamkern.cli.main import main
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
+def model(model_folder: Path) -> str:
+    return str(model_folder)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+from support.tiny_causal_lm import save_folder, tiny_model
 
 from slamkern.cli.main import main
 from slamkern.selection.layers import LayerSelection
@@ -13,8 +13,7 @@ from slamkern.training.checkpoint import save_delta
 @pytest.fixture
 def folders(tmp_path):
     model = tiny_model()
-    model.save_pretrained(tmp_path / "base")
-    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    save_folder(tmp_path / "base", model)
     selection = LayerSelection(layers=(0, 1))
     with torch.no_grad():
         for tensor in apply_selection(model, selection):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import arguments, fails
-from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+from support.tiny_causal_lm import save_folder, tiny_model
 
 from slamkern.cli.main import main
 
@@ -22,8 +22,7 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A model folder, and what is said about a delta of ``work`` on it."""
     changes, words = OTHERS[request.param]
     folder = tmp_path_factory.mktemp("other")
-    tiny_model(**changes).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    save_folder(folder, tiny_model(**changes))
     return str(folder), words
 
 

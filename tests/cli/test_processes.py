@@ -2,7 +2,7 @@
 
 import pytest
 from support.processes import launch
-from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+from support.tiny_causal_lm import save_folder
 
 from slamkern.cli.main import main
 from slamkern.selection.layers import LayerSelection
@@ -11,8 +11,7 @@ from slamkern.selection.layers import LayerSelection
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    save_folder(folder)
     LayerSelection(layers=(0,)).save(folder / "selection.json")
     return folder
 

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+from support.tiny_causal_lm import save_folder
 
 from slamkern.cli import options
 from slamkern.cli.main import main
@@ -39,8 +39,7 @@ def test_a_wide_table_is_not_cut_in_a_narrow_file(capsys: pytest.CaptureFixture[
 
 def test_success_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = tmp_path / "a[red]\x1b[31mb", tmp_path / "out[red]\x1b[31m"
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    save_folder(folder)
     data = ["--data", "corpus:", "-l", "de", "-s", "data.limit=4", "-s", "data.held_out=1", "-s", "probe.questions=2"]
     assert main(["probe", "--model", str(folder), *data, "--out", str(out)]) == 0
     assert main(["select", str(out), "-k", "1", "--region", "all", "--out", str(out)]) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import finish, start
-from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+from support.tiny_causal_lm import save_folder
 
 from slamkern.pipeline.verify import verify
 from slamkern.selection.layers import LayerSelection
@@ -26,8 +26,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 @pytest.fixture
 def train(tmp_path: Path) -> list[str]:
     """``slamkern train`` for longer than anybody waits, into ``out``."""
-    tiny_model().save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save_folder(tmp_path / "model")
     LayerSelection((0,), k=1).save(tmp_path / "selection.json")
     data = ["--data", "corpus:", "-l", "de", "-s", "data.limit=4", "-s", "data.held_out=1"]
     recipe = ["-s", "train.max_steps=5000", "-s", "train.prompt=authors"]

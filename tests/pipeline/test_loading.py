@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+from support.tiny_causal_lm import tiny_model
 
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.loading import load_config_of, load_model
@@ -22,17 +22,9 @@ WEIGHT = "model.layers.1.mlp.up_proj.weight"
 TOUCH = "import pathlib\npathlib.Path({path!r}).touch()\n"
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("original")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def folder(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "model"))
+def folder(model_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
 
 
 def change_config(folder: Path, **values: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+from support.tiny_causal_lm import save_folder
 
 from slamkern.cli.main import main
 from slamkern.errors import SlamkernError
@@ -30,24 +30,16 @@ def configuration(model: Path, **changes: dict[str, Any]) -> RunConfig:
     return build_config({name: sections.get(name, {}) | changes.get(name, {}) for name in (*sections, "align")})
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def weightless(model: Path, tmp_path: Path) -> Path:
-    folder = Path(shutil.copytree(model, tmp_path / "weightless"))
+def weightless(model_folder: Path, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "weightless"))
     (folder / "model.safetensors").unlink()
     return folder
 
 
-def test_the_plan_is_what_the_run_does(model: Path, weightless: Path, tmp_path: Path) -> None:
+def test_the_plan_is_what_the_run_does(model_folder: Path, weightless: Path, tmp_path: Path) -> None:
     planned = {name.strip(): what for name, what in plan_run(configuration(weightless))}
-    metrics = run(configuration(model), tmp_path / "run", progress=False)
+    metrics = run(configuration(model_folder), tmp_path / "run", progress=False)
     assert planned["model"].startswith(f"LlamaForCausalLM, {metrics['total_parameters']:,} parameters")
     assert planned["train"].startswith(f"{metrics['trained_parameters']:,} parameters")
     assert planned["work"].startswith(f"{metrics['steps']} steps, {metrics['tokens']:,} tokens")
@@ -63,8 +55,7 @@ def test_other_architectures_have_no_memory_line(tmp_path: Path) -> None:
 
     folder = tmp_path / "gpt2"
     config = GPT2Config(vocab_size=300, n_embd=16, n_layer=2, n_head=2, n_positions=2048)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    save_folder(folder, AutoModelForCausalLM.from_config(config))
     planned = {name.strip(): what for name, what in plan_run(configuration(folder))}
     assert "not known for gpt2" in planned["work"] and "memory" not in planned
 
@@ -116,11 +107,14 @@ def accelerate_file(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_plan_for_many_processes_says_what_each_holds_and_sends(model: Path, tmp_path: Path) -> None:
+def test_a_plan_for_many_processes_says_what_each_holds_and_sends(model_folder: Path, tmp_path: Path) -> None:
     changes = {"train": {"gradient_accumulation_steps": 8, "max_steps": 3, "prompt": "authors"}}
     launch = read_launch(accelerate_file(tmp_path / "16.yaml"))
     assert launch == Launch(16, 2)
-    alone, many = Plan(configuration(model, **changes), Launch()), Plan(configuration(model, **changes), launch)
+    alone, many = (
+        Plan(configuration(model_folder, **changes), Launch()),
+        Plan(configuration(model_folder, **changes), launch),
+    )
     for plan in (alone, many):
         plan.train(*alignment_pairs(plan.config)[:1], None)
     assert not alone.wire and set(alone.memory) == {"replicated"}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.processes import launch
-from support.tiny_causal_lm import ending_model, tiny_tokenizer
+from support.tiny_causal_lm import ending_model, save_folder
 
 from slamkern.files import load_tensors
 from slamkern.pipeline import run
@@ -12,8 +12,7 @@ from slamkern.pipeline.verify import verify
 
 
 def configuration(folder):
-    ending_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    save_folder(folder, ending_model())
     sections = {
         "model": {"name": str(folder), "dtype": "float32", "device": "cpu"},
         "data": {"path": "corpus:", "languages": ["de", "zh"], "limit": 16, "held_out": 2},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.tiny_causal_lm import ending_model, tiny_model, tiny_tokenizer
+from support.tiny_causal_lm import ending_model, save_folder, tiny_model
 
 from slamkern.data.tasks import load_task
 from slamkern.digests import state_digest
@@ -28,14 +28,6 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "evaluate": {"task": "corpus", "limit": 1, "languages": ["en", "de"], "prompt": "authors", "max_new_tokens": 4,
                  "chrf_limit": 1, "english": "corpus:"},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def configuration(model: Path, **changes: dict[str, Any]) -> RunConfig:
@@ -187,8 +179,7 @@ def test_bad_data_leaves_no_folder(model_folder: Path, tmp_path: Path) -> None:
 
 def test_a_run_on_its_own_replies_makes_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Questions replied to, finished replies trained on with replays, their held-out loss measured on both sides."""
-    ending_model().save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save_folder(tmp_path / "model", ending_model())
     config = configuration(
         tmp_path / "model", align={"target": "reply", "examples": 6, "replay": 0.5, "questions": 10,
                                    "max_new_tokens": 40},

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_causal_lm import ending_model, tiny_tokenizer
+from support.tiny_causal_lm import ending_model, save_folder
 
 from slamkern.bakeoff import supervisor, work
 from slamkern.bakeoff.config import Bakeoff, build_bakeoff
@@ -22,8 +22,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 
 def tiny_bakeoff(folder: Path, cells: list[dict[str, Any]], **section: Any) -> Bakeoff:
     """A bake-off of these cells on a model that is saved under ``folder`` first."""
-    ending_model().save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_folder(folder / "model", ending_model())
     model = {"name": str(folder / "model"), "dtype": "float32", "device": "cpu"}
     return build_bakeoff(build_config({"model": model, **SECTIONS}), {"cells": cells, **section})
 

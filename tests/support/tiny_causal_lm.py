@@ -1,10 +1,11 @@
 """A random Llama and a byte-level tokenizer, small enough that a test may generate with them hundreds of times."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -27,6 +28,13 @@ def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
     )  # fmt: skip
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**values | overrides)).eval()
+
+
+def save_folder(folder: Path, model: PreTrainedModel | None = None) -> Path:
+    """Write ``model`` (None: the tiny one) and the tokenizer as transformers does; returns the folder."""
+    (model or tiny_model()).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def ending_model() -> LlamaForCausalLM:

@@ -3,15 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+from support.tiny_causal_lm import save_folder
 
 from slamkern.pipeline.config import RunConfig, build_config
 
 
 def tiny_run(folder: Path) -> RunConfig:
     """The configuration of a run on a model that is saved under ``folder`` first."""
-    tiny_model().save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_folder(folder / "model")
     sections: dict[str, dict[str, Any]] = {
         "model": {"name": str(folder / "model"), "dtype": "float32", "device": "cpu"},
         "data": {"path": "corpus:", "languages": ["de"], "limit": 8, "held_out": 2},
