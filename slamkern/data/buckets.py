@@ -5,8 +5,8 @@ them, no loss and no statistics count them. ``cu_seq_lens`` goes on with sequenc
 with the last token of the row, which never has a label.
 
 Sizes are rounded up to eighths of a power of two, so a row has at most an eighth more tokens; rows that are packed to
-one size have less: of 14,000 GSM8K pairs in rows of 4096 tokens 0.5 % of all tokens are filling and there are 12
-shapes, of which two are five sixths of all rows (1024 tokens: 2 % and 26 shapes).
+one size have less. Of 14,000 GSM8K pairs in seven languages in rows of 4096 tokens 0.8 % of the tokens are filling, in
+18 shapes, of which one is five eighths of all rows; in rows of 1024 tokens 2 %, in 62 shapes.
 """
 
 from dataclasses import replace
