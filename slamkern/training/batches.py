@@ -10,6 +10,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,6 +71,41 @@ class StepPlan(Rows[list[list[int]]]):
         epoch = bisect_right(self._ends, index)
         first = (index - (self._ends[epoch - 1] if epoch else 0)) * self._size
         return self._epochs[epoch][first : first + self._size]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on and in which steps, and what its held-out loss is of (None: nothing)."""
+
+    examples: TokenTable
+    held_out: TokenTable | None
+    lengths: list[int]  # of the examples, in tokens
+    steps: StepPlan
+
+    @classmethod
+    def of(
+        cls,
+        model: "PreTrainedModel",
+        tokenizer: Any,
+        pairs: Sequence[Pair],
+        held_out: Sequence[Pair] | None,
+        config: TrainConfig,
+    ) -> "TrainingData":
+        """Tokenize, and plan the steps; see ``tokenize`` for what is dropped and refused."""
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        examples = tokenize(pairs, tokenizer, config, context=context)
+        unseen = tokenize(held_out, tokenizer, config, context=context) if held_out else None
+        lengths = examples.lengths.tolist()
+        return cls(examples, unseen, lengths, StepPlan(lengths, config))
+
+    def batches(self, step: int) -> list[list[Example]]:
+        """The micro-batches of a step (from 0)."""
+        return [[self.examples[index] for index in batch] for batch in self.steps[step]]
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the largest micro-batch."""
+        return max(sum(self.lengths[index] for index in batch) for step in self.steps for batch in step)
 
 
 def deal(

@@ -51,6 +51,32 @@ WITHOUT_EFFECT = (
 )
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one step did, in all processes together; ``positions`` are those computed, padding included."""
+
+    loss: float
+    rate: float
+    norm: float
+    tokens: int
+    supervised: int
+    positions: int
+
+    def row(self, number: int, seconds: float, memory: float) -> dict[str, Any]:
+        """Its line of metrics.jsonl; memory: the peak so far, in bytes."""
+        return {
+            "step": number,
+            "loss": self.loss,
+            "lr": self.rate,
+            "grad_norm": self.norm,
+            "tokens": self.tokens,
+            "supervised_tokens": self.supervised,
+            "tokens_per_second": self.tokens / seconds,
+            "peak_memory_bytes": int(memory),
+            "padding_share": 1 - self.tokens / self.positions,
+        }
+
+
 @dataclass
 class RunLog:
     """What one training run logs, in memory and in its folder (None: in memory only, as in all but the main process).
