@@ -17,7 +17,7 @@ import torch
 
 from slamkern.errors import SlamkernError
 from slamkern.modules.packing_check import packing_error
-from slamkern.modules.varlen_attention import packed_attention_forward
+from slamkern.modules.varlen_attention import keep_borders, packed_attention_forward
 
 # By name, for any trainer: a padding mask is looked at, at the cost of a stall of the GPU a forward.
 NAME = "slamkern_packed"
@@ -26,15 +26,26 @@ NAME = "slamkern_packed"
 _MASKLESS = "slamkern_packed_maskless"
 
 
+_WARNING = "warn_if_padding_and_no_attention_mask"  # of transformers' models
+
+
+def _no_warning(*_: Any, **__: Any) -> None: ...
+
+
 def _no_mask(*_: Any, attention_mask: torch.Tensor | None = None, **__: Any) -> None:
     """Masks are not built: the borders say it all. One of all ones (OPT makes it itself) hides nothing."""
     if attention_mask is not None and not attention_mask.all():
         raise SlamkernError("packed attention takes no padding mask: a packed batch has no padding to hide")
 
 
-def _refuse_masks(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    if module.config._attn_implementation == _MASKLESS and kwargs.get("attention_mask") is not None:
+def _before_forward(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    if module.config._attn_implementation != _MASKLESS:
+        return
+    if kwargs.get("attention_mask") is not None:
         raise SlamkernError("packed attention takes no padding mask: a packed batch has no padding to hide")
+    position_ids, borders, longest = (kwargs.get(name) for name in ("position_ids", "cu_seq_lens_q", "max_length_q"))
+    if position_ids is not None and borders is not None and longest is not None:
+        keep_borders(position_ids, borders, longest)
 
 
 def register() -> None:
@@ -63,12 +74,19 @@ def packed_attention(model: Any) -> Iterator[None]:
     register()
     decoder = model.get_decoder()  # a vision tower beside it keeps its own attention
     before = decoder.config._attn_implementation
-    guard = decoder.register_forward_pre_hook(_refuse_masks, with_kwargs=True)
+    # It looks for padding in the ids, which stalls a GPU at every forward, to say that a mask is missing.
+    own = vars(decoder).get(_WARNING)
+    setattr(decoder, _WARNING, _no_warning)
+    guard = decoder.register_forward_pre_hook(_before_forward, with_kwargs=True)
     try:
         decoder.set_attn_implementation(_MASKLESS)
         yield
     finally:
         guard.remove()
+        if own is None:
+            delattr(decoder, _WARNING)
+        else:
+            setattr(decoder, _WARNING, own)
         decoder.set_attn_implementation(before)
 
 

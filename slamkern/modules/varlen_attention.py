@@ -2,7 +2,7 @@
 
 softmax(scaling * Q_s K_s^T + causal [+ sliding window]) V_s  per sequence s and head, with Gemma-2's
 cap * tanh(score / cap) where asked. Two routes, the same mathematics: FlashAttention's variable-length kernel for half
-precision on CUDA, and one SDPA call a sequence everywhere else (CPU, float32, dropout, soft capping, unequal heads).
+precision on CUDA, and one SDPA call a sequence everywhere else (CPU, float32, dropout, soft capping, wide values).
 
 It does not do: key-value caches, attention sinks, position biases (ALiBi, T5), chunked attention, padding masks.
 Those are refused, never ignored.
@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from slamkern.errors import SlamkernError
 
@@ -66,6 +67,12 @@ def packed_attention_forward(
     return each_sequence(query, key, value, cu_seq_lens_q, scaling, window, dropout, softcap), None
 
 
+def keep_borders(position_ids: torch.Tensor, cu_seq_lens: torch.Tensor, max_length: int) -> None:
+    """Tell the borders to models that hand only ``position_ids`` on to their layers: to find them stalls a GPU."""
+    if not position_ids.is_inference():
+        position_ids._slamkern_borders = position_ids._version, (cu_seq_lens, max_length)  # type: ignore[attr-defined]
+
+
 def _borders(position_ids: torch.Tensor, tokens: int) -> tuple[torch.Tensor, int]:
     """``cu_seq_lens`` (S + 1,) int32 and the longest length, from positions (1, T) that restart at each sequence.
 
@@ -83,7 +90,7 @@ def _borders(position_ids: torch.Tensor, tokens: int) -> tuple[torch.Tensor, int
     starts = torch.ones(tokens, dtype=torch.bool, device=position_ids.device)
     starts[1:] = position_ids[0, 1:] != position_ids[0, :-1] + 1
     lengths = torch.diff(starts.nonzero().squeeze(1), append=starts.new_full((1,), tokens, dtype=torch.int64))
-    borders = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    borders = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
     found = borders, int(lengths.max())
     position_ids._slamkern_borders = version, found  # type: ignore[attr-defined]
     return found
@@ -93,7 +100,7 @@ def _flash_applies(query: torch.Tensor, value: torch.Tensor, dropout: float, sof
     return (
         query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
-        and query.shape[-1] == value.shape[-1] <= 256  # FlashAttention's largest head
+        and value.shape[-1] <= query.shape[-1] <= 256  # FlashAttention's largest head
         and query.shape[-1] % 8 == 0
         and dropout == 0.0
         and softcap is None
@@ -117,7 +124,7 @@ def _flash(
     scaling: float,
     window: int | None,
 ) -> torch.Tensor:
-    """The variable-length kernel: (1, H, T, D) and twice (1, KV, T, D) -> (1, T, H, D)."""
+    """The variable-length kernel: (1, H, T, D), (1, KV, T, D), (1, KV, T, E) with E at most D -> (1, T, H, E)."""
     from torch.nn.attention.varlen import varlen_attn
 
     keywords: dict[str, Any] = {"scale": scaling, "window_size": (-1 if window is None else window - 1, 0)}
@@ -127,6 +134,9 @@ def _flash(
         else:
             groups = query.shape[1] // key.shape[1]
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    width = value.shape[-1]  # latent attention has narrower values; the kernel has one width
+    if width < query.shape[-1]:
+        value = F.pad(value, (0, query.shape[-1] - width))
     rows = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]  # (T, heads, D)
     output: Any = varlen_attn(rows[0], rows[1], rows[2], cu_seq_lens, cu_seq_lens, max_length, max_length, **keywords)
-    return output.unsqueeze(0)
+    return (output.narrow(-1, 0, width) if width < output.shape[-1] else output).unsqueeze(0)

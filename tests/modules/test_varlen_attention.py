@@ -32,14 +32,24 @@ def oracle(query, key, value, borders, scaling, window):
     return (scores.softmax(-1) @ v).transpose(0, 1)
 
 
+def test_borders_that_are_told_are_not_looked_for():
+    positions, told = torch.tensor([[0, 1, 2, 0, 1]]), torch.tensor([0, 3, 5], dtype=torch.int32)
+    varlen_attention.keep_borders(positions, told, 8)
+    assert varlen_attention._borders(positions, 5) == (told, 8)
+    positions[0] = torch.tensor([0, 1, 0, 1, 2])
+    assert varlen_attention._borders(positions, 5)[0].tolist() == [0, 2, 5]
+
+
+@pytest.mark.parametrize("width", [8, 5])  # of a value
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("shares_keys", [True, False])
-def test_the_flash_kernel_is_asked_for_the_same_attention(monkeypatch, shares_keys, window):
+def test_the_flash_kernel_is_asked_for_the_same_attention(monkeypatch, shares_keys, window, width):
     """The kernel exists on CUDA only: here a stand-in computes what it is asked for."""
 
     def stand_in(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
         assert max_q == max_k == 11 and enable_gqa == shares_keys
         assert enable_gqa or query.shape[1] == key.shape[1]
+        assert query.shape[2] == key.shape[2] == value.shape[2]
         left, right = window_size
         assert right == 0
         wide = [tensor.transpose(0, 1)[None] for tensor in (query, key, value)]
@@ -48,7 +58,7 @@ def test_the_flash_kernel_is_asked_for_the_same_attention(monkeypatch, shares_ke
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
     monkeypatch.setattr(varlen_attention, "_shares_keys", lambda: shares_keys)
     torch.manual_seed(0)
-    query, key, value = torch.randn(1, 4, 20, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8)
+    query, key, value = torch.randn(1, 4, 20, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, width)
     borders = torch.tensor([0, 9, 20], dtype=torch.int32)
     module = SimpleNamespace(is_causal=True)
     one_by_one, _ = packed_attention_forward(
