@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slamkern.modules import cuda_graphs, varlen_attention
+from slamkern.modules.cuda_graphs import NoSync
+from slamkern.modules.packed_attention import packed_attention
+from slamkern.training.loss import packed_loss, read_head
 
 
 class Recorded:
@@ -66,3 +70,28 @@ def shapes_alone(monkeypatch):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda query, *_, **__: query * 1.0)
     monkeypatch.setattr(varlen_attention, "_flash_applies", lambda *_: True)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+
+
+def launches_of_training(model, batches, monkeypatch):
+    """Ops of forward and backward of each batch, on ``meta`` in bfloat16; SlamkernError for one that waits.
+
+    The first backward makes gradients, the others add to them.
+    """
+    with packed_attention(model), monkeypatch.context() as patches:
+        head = read_head(model)
+        shapes_alone(patches)
+        model.to("meta", torch.bfloat16)
+        if head is not None:
+            moved = {
+                name: value.to("meta", torch.bfloat16)
+                for name, value in vars(head).items()
+                if name in ("weight", "bias") and value is not None
+            }
+            head = replace(head, **moved)
+        noted = []
+        for batch in batches:
+            there = batch.to("meta")
+            with Launches() as launches, NoSync():
+                packed_loss(model, there, head=head).backward()
+            noted.append(launches.noted)
+    return noted

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.graphs import Launches, recorded_graphs, shapes_alone  # noqa: F401
+from support.graphs import launches_of_training, recorded_graphs  # noqa: F401
 from support.packed_models import examples
 from support.tiny_models import FAMILIES, tiny_model
 from support.tiny_training import CONFIG, lines, selected
@@ -14,10 +14,8 @@ from benchmarks import families
 from slamkern.data.buckets import in_bucket
 from slamkern.data.packing import collate
 from slamkern.errors import SlamkernError
-from slamkern.modules.cuda_graphs import NoSync
-from slamkern.modules.packed_attention import packed_attention, supports_packing
+from slamkern.modules.packed_attention import supports_packing
 from slamkern.selection.layers import LayerSelection
-from slamkern.training.loss import packed_loss, read_head
 
 IN_GRAPHS = replace(CONFIG, cuda_graphs=True)
 
@@ -57,17 +55,7 @@ def test_no_family_waits_for_the_device_and_all_batches_of_a_bucket_are_the_same
     slamkern.patch_model(model)
     slamkern.apply_selection(model, LayerSelection(layers=(1,)), projections=("down",))
     batches = [collate(examples(lengths)) for lengths in ((5, 17, 1, 9, 30), (9, 20, 11, 6, 17))]
-    with packed_attention(model):
-        head = read_head(model)
-        shapes_alone(monkeypatch)
-        model.to("meta")
-        head = head and replace(head, weight=head.weight.to("meta"), bias=head.bias and head.bias.to("meta"))
-        noted = []
-        for batch in (*batches, *map(in_bucket, batches)):
-            batch = batch.to("meta")
-            with Launches() as launches, NoSync():
-                packed_loss(model, batch, head=head).backward()
-            noted.append(launches.noted)
+    noted = launches_of_training(model, [*batches, *map(in_bucket, batches)], monkeypatch)
     assert noted[2] == noted[3] != noted[0] != noted[1]
 
 
