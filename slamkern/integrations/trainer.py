@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from slamkern.errors import SlamkernError
 from slamkern.integrations.check import check_packing
 from slamkern.selection.layers import LayerSelection
-from slamkern.selection.trainable import apply_selection, trained_parameters
+from slamkern.selection.trainable import apply_selection, total_parameters, trained_parameters
 from slamkern.training.checkpoint import SELECTION, load_delta, save_delta
 from slamkern.training.frozen import frozen_digests, trained_parts
 
@@ -48,7 +48,7 @@ class SlamCallback(TrainerCallback):
         apply_selection(model, self.selection, self.projections)
         trained = trained_parameters(model)
         self._names = frozenset(trained)
-        self._share = sum(map(Tensor.numel, trained.values())) / sum(map(Tensor.numel, model.parameters()))
+        self._share = sum(map(Tensor.numel, trained.values())) / total_parameters(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -170,9 +170,14 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return whole | single
 
 
+def total_parameters(model: nn.Module) -> int:
+    """The number of the model's parameters; single neurons that are trained are in their whole weights already."""
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if not is_part(name))
+
+
 def print_trainable_parameters(model: nn.Module) -> None:
     """Print how many parameters are trained, in PEFT's words: numbers and their share in percent."""
     trained = sum(parameter.numel() for parameter in trained_parameters(model).values())
-    total = sum(parameter.numel() for name, parameter in model.named_parameters() if not is_part(name))
+    total = total_parameters(model)
     share = 100 * trained / total
     print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {share:.4f}")

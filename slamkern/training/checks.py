@@ -1,7 +1,7 @@
 """What training refuses before it reads, writes or changes anything."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -21,6 +21,12 @@ def check_model(model: "PreTrainedModel", selection: LayerSelection | None, conf
         raise SlamkernError(
             f"train wants the model itself, not {type(model).__name__}; give it model.module: every process of the job"
             " computes its share, and gradients are summed once a step"
+        )
+    peft: Any = getattr(model, "active_peft_config", None)
+    if getattr(peft, "is_prompt_learning", False):
+        raise SlamkernError(
+            f"{type(peft).__name__} puts virtual tokens before each sequence, for which packed batches and their loss"
+            " have no place; train an adapter in the layers (LoRA, DoRA, IA3), or use transformers' Trainer"
         )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not config.fsdp:
         raise SlamkernError("accelerate launch --use_fsdp: set fsdp (train.fsdp=true) too, or launch with --multi_gpu")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from slamkern.errors import SlamkernError
-from slamkern.selection.trainable import trained_parameters
+from slamkern.selection.trainable import total_parameters, trained_parameters
 from slamkern.training.memory_budget import parse_bytes
 
 _COUNTS = ("num_train_epochs", "tokens_per_batch", "gradient_accumulation_steps", "max_length", "logging_steps")
@@ -159,7 +159,7 @@ class TrainResult:
             tokens_per_second=tokens / seconds,
             peak_memory_bytes=max(row["peak_memory_bytes"] for row in rows),
             trained_parameters=sum(p.numel() for p in trained_parameters(model).values()),
-            total_parameters=sum(p.numel() for p in model.parameters()),
+            total_parameters=total_parameters(model),
             padding_share=1 - tokens / positions,
             output_dir=output_dir,
             held_out_loss=(held_out["before"], held_out["after"]) if held_out else None,

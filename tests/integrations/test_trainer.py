@@ -88,7 +88,12 @@ def test_single_neurons_and_halves_of_a_weight_train_here_too(tmp_path, family):
     before = weights(model)
     neurons = {0: (1, 2), 2: (5,)} if family == "llama" else None
     selection = LayerSelection(layers=(0, 2), neurons=neurons)
-    trainer_of(model, tmp_path, [SlamCallback(selection)]).train()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trainer = trainer_of(model, tmp_path, [SlamCallback(selection)])
+    trainer.train()
+    trained = sum(parameter.numel() for parameter in trained_parameters(model).values())
+    share = next(entry["trained_share"] for entry in trainer.state.log_history if "loss" in entry)
+    assert share == round(trained / total, 6)  # neurons are not counted beside their whole weights
     fresh = tiny_model(family)
     assert len(load_delta(fresh, tmp_path / DELTA_FOLDER)) == 4
     after = weights(model)
