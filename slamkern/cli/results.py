@@ -36,14 +36,23 @@ def score(
         say(f"{out / 'scores.json'}")
 
 
-def verify(folder: Annotated[Path, typer.Argument(help="Folder of a run, or of one stage of it.")]) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, of one stage of it, or of a bake-off.")],
+) -> None:
     """Check every file of a run: hashes, schemas, the steps there should be, finite weights. Status 1 for a problem."""
-    from slamkern.pipeline import verify
+    from slamkern.bakeoff import verify as bakeoff
+    from slamkern.pipeline import verify as pipeline
 
-    good, problems = verify.verify(folder)
+    to_do: list[str] = []
+    if bakeoff.is_bakeoff(folder):
+        good, problems, to_do = bakeoff.verify(folder)
+    else:
+        good, problems = pipeline.verify(folder)
     for problem in problems:
         say(problem)
     say(f"{folder}: {len(good)} files are what was written, {len(problems)} are not")
+    if to_do:
+        say(f"still to do, {len(to_do)}: {' '.join(to_do)}")
     if problems:
         raise typer.Exit(1)
 

@@ -44,15 +44,16 @@ def verify(folder: str | Path) -> tuple[list[Path], list[str]]:
     SlamkernError for a folder that holds no file of ours.
     """
     folder = Path(folder)
-    good, problems = _run(_checks(folder))
+    good, problems = run_checks(checks(folder))
     if not good and not problems:
         raise SlamkernError(f"{folder} holds no file that slamkern writes; give the folder of a run or of one stage")
     if not problems and (metrics := folder / METRICS).exists():
-        problems = _run([(metrics, lambda: _agree(folder))])[1]
+        problems = run_checks([(metrics, lambda: _agree(folder))])[1]
     return good, problems
 
 
-def _run(checks: Iterable[Check]) -> tuple[list[Path], list[str]]:
+def run_checks(checks: Iterable[Check]) -> tuple[list[Path], list[str]]:
+    """(files that passed, what the others have wrong); a check raises SlamkernError or OSError."""
     good: list[Path] = []
     problems: list[str] = []
     for path, work in checks:
@@ -66,7 +67,7 @@ def _run(checks: Iterable[Check]) -> tuple[list[Path], list[str]]:
     return good, problems
 
 
-def _checks(folder: Path) -> Iterator[Check]:
+def checks(folder: Path) -> Iterator[Check]:
     """All that can be told from each file of a folder and from those it belongs to."""
     if (stats := folder / STATS).exists():
         yield stats, lambda: ActivationStats.load(stats)
@@ -94,7 +95,7 @@ def _checks(folder: Path) -> Iterator[Check]:
         yield metrics, lambda: read_metrics(metrics)
     for inner in (folder / "train", *sorted((folder / "evaluation").glob("*/"))):
         if inner.is_dir():
-            yield from _checks(inner)
+            yield from checks(inner)
 
 
 def _kind(folder: Path) -> str | None:

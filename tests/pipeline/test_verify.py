@@ -51,7 +51,8 @@ def test_a_changed_byte_is_found_in_every_file(copy: Path) -> None:
         whole = path.read_bytes()
         digits = [index for index, byte in enumerate(whole) if byte in b"123456"] if "json" in path.suffix else []
         content = bytearray(whole)
-        content[digits[len(digits) // 2] if digits else len(content) // 2] ^= 1
+        # Not a digit in the middle: the last ones of a float may mean nothing.
+        content[digits[0] if digits else len(content) // 2] ^= 1
         path.write_bytes(content)
         problems = verify(copy)[1]
         assert any(path.name in problem or path.parent.name in problem for problem in problems), (path, problems)
