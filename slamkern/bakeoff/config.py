@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.config import RunConfig, load_config
-from slamkern.pipeline.sections import AlignSection, Count, Languages, Projections, Section, Seed
+from slamkern.pipeline.sections import AlignSection, Count, Languages, Projections, Range, Section, Seeds
 from slamkern.reading import read_yaml
 from slamkern.schemas.check import first_problem
 
@@ -54,7 +54,7 @@ class Cell(Section):
     reply_start: str = ""
     of: str = ""
     scale: float = 1.0
-    seeds: Annotated[tuple[Seed, ...] | None, Field(min_length=1)] = None
+    seeds: Seeds | None = None
 
     @model_validator(mode="after")
     def _meant(self) -> "Cell":
@@ -70,9 +70,9 @@ class Cell(Section):
 class Final(Section):
     """What the best cells are measured on after the screen: other questions, more of everything."""
 
-    questions: tuple[Annotated[int, Field(ge=0)], Count] | None = None
+    questions: Range = None
     languages: Languages = None
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     chrf_limit: Annotated[int, Field(ge=0)] = 20
 
 
@@ -80,7 +80,7 @@ class BakeoffSection(Section):
     """The cells; ``seeds`` of the screen, and how many of the cells go into the ``final`` (none without it)."""
 
     cells: Annotated[tuple[Cell, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    seeds: Seeds = (0,)
     finalists: Count = 5
     final: Final | None = None
 

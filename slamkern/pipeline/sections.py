@@ -38,6 +38,13 @@ def _split(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _numbers(value: Any) -> Any:
+    """``60,140`` for ``[60, 140]``, and ``0`` for ``[0]``."""
+    value = (value,) if isinstance(value, int) else _split(value)
+    digits = isinstance(value, tuple) and all(isinstance(part, str) and part.isdecimal() for part in value)
+    return tuple(map(int, value)) if digits else value
+
+
 def _languages(codes: tuple[str, ...] | None) -> tuple[str, ...] | None:
     for code in codes or ():
         language(code)
@@ -50,6 +57,8 @@ def _languages(codes: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(_numbers)]
+Range = Annotated[tuple[Annotated[int, Field(ge=0)], Count] | None, BeforeValidator(_numbers)]
 Languages = Annotated[tuple[str, ...] | None, AfterValidator(_languages), BeforeValidator(_split)]
 Targets = Annotated[tuple[Target, ...], Field(min_length=1), BeforeValidator(_split)]
 Projections = Annotated[tuple[Literal["gate", "up", "down"], ...], Field(min_length=1), BeforeValidator(_split)]
@@ -163,7 +172,7 @@ class EvaluateSection(Section):
     data: str | None = None
     languages: Languages = None
     limit: Count | None = None
-    questions: tuple[Annotated[int, Field(ge=0)], Count] | None = None
+    questions: Range = None
     prompt: str = "metamath"
     max_new_tokens: Count = 512
     batch_size: Count = 16

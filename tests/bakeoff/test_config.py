@@ -5,13 +5,22 @@ from pathlib import Path
 import pytest
 from support.tiny_bakeoff import tiny_bakeoff
 
-from slamkern.bakeoff.config import Cell, load_bakeoff
+from slamkern.bakeoff.config import Cell, build_bakeoff, load_bakeoff
 from slamkern.bakeoff.layers import check_layers_of, choose, needed_files
 from slamkern.errors import SlamkernError
 from slamkern.files import write_checked
+from slamkern.pipeline.config import RunConfig
 from slamkern.selection.scores import SCORES
 
 CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
+
+
+def test_lists_may_be_bare():
+    final = {"questions": "60,140", "languages": "de", "seeds": 3}
+    section = {"cells": [{"name": "a", "projections": "up", "seeds": "0,1"}], "seeds": "4", "final": final}
+    bakeoff = build_bakeoff(RunConfig(), section).bakeoff
+    assert bakeoff.cells[0].projections == ("up",) and bakeoff.cells[0].seeds == (0, 1) and bakeoff.seeds == (4,)
+    assert bakeoff.final.questions == (60, 140) and bakeoff.final.languages == ("de",) and bakeoff.final.seeds == (3,)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from support.commands import SMALL, fails
 from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 
@@ -64,6 +65,22 @@ def test_bad_input(
         arguments = [argument.replace(name, str(place)) for argument in arguments]
     fails(arguments, capsys, *words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("setting", "words"), [("select.k=99", "k is 99"), ("evaluate.task=mgms", "'mgms'")])
+def test_settings_are_refused_before_a_model_is_loaded(
+    setting: str, words: str, model: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
+    out = tmp_path / "out"
+    command = ["run", "--model", model, "--data", "corpus:", *SMALL, "--out", str(out)]
+    settings = ["-s", "evaluate.task=null", "-s", setting]
+    fails([*command, *settings], capsys, words)
+    assert not out.exists()
 
 
 def test_unusable_models(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """The command line: each command's own result, and how it ends when something else ends it."""
 
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from support.commands import SMALL, fails
 import slamkern
 from slamkern.cli.commands import app
 from slamkern.cli.main import main
+from slamkern.ops.dispatch import backends
 from slamkern.training import loop
+
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def test_every_command_has_help(capfd: pytest.CaptureFixture[str]) -> None:
@@ -52,11 +57,17 @@ def test_evaluate_and_score_agree(work: Path, model: str, capsys: pytest.Capture
 
 def test_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env"]) == 0
-    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    printed = capsys.readouterr().out
+    lines = dict(line.split(None, 1) for line in printed.splitlines())
     assert lines["torch"].strip() == torch.__version__
     assert "reference" in lines
     for client in ("accelerate", "gguf", "kernels", "liger-kernel", "lm-eval", "peft", "trl"):
         assert client in lines
+    extras = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    used = {each for name, needed in extras.items() if name not in ("test", "dev", "fuzz") for each in needed}
+    assert {re.split("[><=; ]", each)[0] for each in used} <= lines.keys()
+    for backend, reason in backends("cpu").items():
+        assert f"{backend} on cpu" in printed and (reason is None or reason in printed)
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"slamkern {slamkern.__version__}\n"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from slamkern.errors import SlamkernError
-from slamkern.pipeline.config import load_config
+from slamkern.pipeline.config import RunConfig, load_config
 from slamkern.pipeline.recipes import RECIPES, recipe
 
 
@@ -23,6 +23,18 @@ def test_file_then_overrides(tmp_path: Path) -> None:
     assert load_config(None, ["evaluate.task=null"]).evaluate.task is None
 
 
+def test_every_list_takes_a_bare_string() -> None:
+    """A list that a new option brings is here too: by its type, not by its name."""
+    bare = {"data": "de", "align": "reply", "probe": "de", "select": "up", "evaluate": "de"}
+    for section, field in RunConfig.model_fields.items():
+        for name, value in getattr(field.annotation, "model_fields", {}).items():
+            if "tuple" in str(value.annotation):
+                text = "1,2" if "int" in str(value.annotation) else bare[section]
+                assert isinstance(
+                    getattr(getattr(load_config(None, [f"{section}.{name}={text}"]), section), name), tuple
+                )
+
+
 def test_what_people_write_is_what_they_mean(tmp_path: Path) -> None:
     """Norwegian is no boolean, a bare word is a list of one, and an option's text is text even if it is a number."""
     options = {"model": {"name": "123"}, "data": {"languages": "de,no", "limit": None}, "select": {"k": 3}}
@@ -30,6 +42,10 @@ def test_what_people_write_is_what_they_mean(tmp_path: Path) -> None:
     assert config.model.name == "123" and config.data.languages == ("de", "no") and config.select.k == 3
     assert config.evaluate.languages == ("no",)
     assert load_config(None, ["model.name=7"]).model.name == "7"
+    several = ["align.target=reply,translation", "select.projections=down", "evaluate.questions=60,140"]
+    config = load_config(None, several)
+    assert config.align.target == ("reply", "translation") and config.select.projections == ("down",)
+    assert config.evaluate.questions == (60, 140)
     (tmp_path / "run.yaml").write_text("data: {languages: [de, no], limit: 10}\ntrain: {learning_rate: 2e-5}\n")
     config = load_config(tmp_path / "run.yaml")
     assert config.data.languages == ("de", "no") and config.train.learning_rate == 2e-5
