@@ -178,8 +178,8 @@ class Plan:
         """Adds the line; returns the seconds."""
         processes = self.launch.processes
         seconds = flops / (processes * TERAFLOPS * 1e12 * UTILIZATION)
-        times = f"{processes} times " if processes > 1 else ""
-        at = f"{_duration(seconds)} at {UTILIZATION:.0%} of {times}{TERAFLOPS:g} TFLOP/s"
+        gpus = f"{processes} H100s" if processes > 1 else "an H100"
+        at = f"{_duration(seconds)} on {gpus} at {UTILIZATION:.0%} of {TERAFLOPS:g} TFLOP/s"
         self.lines.append((name, f"{what}; {flops:.3g} FLOPs, {at}"))
         return seconds
 
