@@ -1,13 +1,20 @@
-"""The Python of README.md runs as printed; a tiny model and a few questions take the place of what it names."""
+"""The Python of README.md runs as printed; a tiny model and a few questions take the place of what it names.
+
+Its command lines are parsed, those of accelerate and torchrun by their own parsers.
+"""
 
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+import typer
 from support.tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
 import slamkern
+from slamkern.cli.commands import app
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 QUESTIONS = {"en": "Anna has {} apples.", "de": "Anna hat {} Apfel.", "sw": "Anna ana tofaa {}."}
@@ -52,3 +59,47 @@ def test_the_python_of_the_readme_runs(place):
         assert any(not tensor.equal(before[name]) for name, tensor in fresh.state_dict().items()), folder
     exported = slamkern.export_model(names["model"], names["tokenizer"], "model-aligned")
     assert AutoModelForCausalLM.from_pretrained(exported).dtype == names["model"].dtype
+
+
+def commands_of_the_readme():
+    blocks = re.findall(r"^```console\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    return [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+
+
+def parse(arguments):
+    """Command and options exist, and each argument has a place; nothing runs."""
+    if "..." in arguments or "--help" in arguments:
+        arguments = [part for part in arguments if part not in ("...", "--help")]
+        assert typer.main.get_command(app).commands[arguments[0]]
+        return
+    command, context = typer.main.get_command(app), None
+    while hasattr(command, "commands"):
+        context = type(command).context_class(command, parent=context)
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    command.make_context(command.name, list(arguments))
+
+
+def test_the_commands_of_the_readme_parse(place):
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    for name in ("before", "after", "trained", "selection", "aligned", "probe", "msvamp"):
+        (place / name).mkdir()
+    (place / "mine.jsonl").touch()
+    shutil.copytree(README.parent / "benchmarks" / "configs", place / "benchmarks" / "configs")
+    found = commands_of_the_readme()
+    assert {line[0] for line in found} == {"slamkern", "accelerate", "torchrun"}
+    for name, *arguments in found:
+        if name == "accelerate":
+            started = launch_command_parser().parse_args(arguments[1:])
+            assert started.num_processes == 8 and started.multi_gpu and started.module
+            assert started.training_script == "slamkern"
+            arguments = started.training_script_args
+        elif name == "torchrun":
+            started = get_args_parser().parse_args(arguments)
+            assert started.nproc_per_node == "8" and started.module and started.training_script == "slamkern"
+            arguments = started.training_script_args
+        parse(arguments)
+    with pytest.raises(Exception, match="No such option"):
+        parse(["probe", "--no-such-option"])

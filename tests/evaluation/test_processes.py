@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+import torch
 from support.processes import launch
 from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 
@@ -18,10 +19,10 @@ QUESTIONS = [
 ]
 
 
-def answer(out, questions=QUESTIONS, **options):
+def answer(out, questions=QUESTIONS, model=None, **options):
     return evaluate_questions(
-        tiny_model(), tiny_tokenizer(), questions, task="mgsm", prompt="authors", max_new_tokens=6, batch_size=2,
-        out=out, progress=False, **options,
+        model or tiny_model(), tiny_tokenizer(), questions, task="mgsm", prompt="authors", max_new_tokens=6,
+        batch_size=2, out=out, progress=False, **options,
     )  # fmt: skip
 
 
@@ -42,6 +43,14 @@ def test_processes_answer_what_one_answers_and_the_file_is_the_same(tmp_path):
     # Fewer questions than processes.
     few = answer(None, QUESTIONS[:1])
     assert launch(2, lambda _: answer(tmp_path / "few", QUESTIONS[:1])) == [few] * 2
+
+
+def test_a_model_in_ddp_answers_as_the_model_in_it():
+    def wrapped(_):
+        distributed.join()
+        return answer(None, QUESTIONS[:3], torch.nn.parallel.DistributedDataParallel(tiny_model()))
+
+    assert launch(2, wrapped) == [answer(None, QUESTIONS[:3])] * 2
 
 
 def test_a_killed_evaluation_goes_on_with_another_number_of_processes(tmp_path, monkeypatch):

@@ -136,6 +136,15 @@ def test_it_is_undone_saved_copied_and_pickled_as_the_model_it_was(input_ids, tm
     torch.testing.assert_close(model(**inputs).logits, stock(**inputs).logits, rtol=0, atol=0)
 
 
+def test_large_logits_round_more_than_a_small_loss(llama, input_ids):
+    """As of a trained model: a loss of one or two of logits of dozens, here with a common offset."""
+    llama.lm_head = torch.nn.Linear(32, 96)
+    torch.nn.init.constant_(llama.lm_head.bias, 1000.0)
+    model = slamkern.patch_model(copy.deepcopy(llama), loss=True)
+    inputs = {"input_ids": input_ids, "labels": input_ids}
+    torch.testing.assert_close(model.train()(**inputs).loss, llama.train()(**inputs).loss, rtol=1e-3, atol=0)
+
+
 def test_what_would_be_another_loss_is_refused_by_name(llama, input_ids):
     inputs = {"input_ids": input_ids, "labels": input_ids}
 
