@@ -39,8 +39,15 @@ _OWN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
         "mamba2": {"head_dim": 16},
         "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+        "xmod": {"default_language": "en_XX"},
+        # Their second hybrid layer shares the weights of the first.
+        "zamba": {"layers_block_type": ["mamba", "hybrid"] * 2, "num_hidden_layers": 4},
+        "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "num_hidden_layers": 4},
+        "zaya": {"num_experts_per_tok": 1},
     }
 )
+
+_OF_ANY_KIND = ("got_ocr2",)
 
 
 def tiny_config(model_type: str) -> Any:
@@ -48,7 +55,13 @@ def tiny_config(model_type: str) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     own = CONFIG_MAPPING[model_type]
-    parts = {name: _sizes(kind) for name, kind in own.sub_configs.items() if hasattr(kind, "__dataclass_fields__")}
+    parts: dict[str, Any] = {}
+    for name, kind in own.sub_configs.items():
+        if hasattr(kind, "__dataclass_fields__"):
+            parts[name] = _sizes(kind)
+        elif model_type in _OF_ANY_KIND:  # whichever it is by default
+            kind = type(getattr(own(), name))
+            parts[name] = {"model_type": kind.model_type, **_sizes(kind)}
     return own(**{**_sizes(own), **parts, **_OWN.get(model_type, {})})
 
 
