@@ -31,10 +31,11 @@ from slamkern.ops.linear_cross_entropy import IGNORE_INDEX, HeadOptions
 
 @dataclass(frozen=True)
 class Loss:
-    """How a model computes its loss: what follows its linear head, the class of its output, its loss_function."""
+    """How a model computes its loss: what follows its linear head, its output's class and fields, its loss_function."""
 
     head: HeadOptions
     output: Any
+    fields: tuple[str, ...]
     function: Any
 
 
@@ -115,7 +116,7 @@ def _output(
     total = Head(linear.weight, linear.bias, loss.head).loss(hidden, shift_labels, ignore_index=ignore_index)
     count = (shift_labels != ignore_index).sum() if num_items_in_batch is None else num_items_in_batch
     count = count.to(total.device) if isinstance(count, Tensor) else count  # a plain int of a loop of one's own
-    kept = {field.name: getattr(found, field.name, None) for field in fields(loss.output)}
+    kept = {name: getattr(found, name, None) for name in loss.fields}
     output: Any = loss.output(**kept | {"loss": total / count, "logits": None})
     as_dict = model.config.return_dict if return_dict is None else return_dict
     return output if as_dict else output.to_tuple()
@@ -161,7 +162,7 @@ def match_loss(model: Any) -> Loss | str:
     inputs: dict[str, Any] = {"input_ids": ids, "labels": ids, "use_cache": False}
     with eval_mode(model):
         own = model(**inputs)
-        loss = Loss(head.options, type(own), model.loss_function)
+        loss = Loss(head.options, type(own), tuple(field.name for field in fields(own)), model.loss_function)
         try:
             ours = _output(model, loss, **inputs)
         except Exception as error:  # a decoder of another kind

@@ -63,7 +63,10 @@ def linear_cross_entropy(
             f" {tuple(weight.shape)}; chunk ({options.chunk}) at least 1"
         )
     if token_indices is None:
-        token_indices = (labels.flatten() != ignore_index).nonzero().squeeze(1)
+        if torch.compiler.is_compiling():  # all rows: how many are supervised is not known to a compiled program
+            token_indices = torch.arange(labels.numel(), device=labels.device)
+        else:
+            token_indices = (labels.flatten() != ignore_index).nonzero().squeeze(1)
     if not torch.is_grad_enabled():  # in the forward of a Function nobody can tell any more
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     loss: Tensor = LinearCrossEntropy.apply(hidden, weight, bias, labels, token_indices, options, ignore_index)

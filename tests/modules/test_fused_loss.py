@@ -145,6 +145,17 @@ def test_large_logits_round_more_than_a_small_loss(llama, input_ids):
     torch.testing.assert_close(model.train()(**inputs).loss, llama.train()(**inputs).loss, rtol=1e-3, atol=0)
 
 
+def test_a_compiled_model_has_no_graph_break(input_ids):
+    stock = tiny_model(num_hidden_layers=1).train()
+    model = slamkern.patch_model(copy.deepcopy(stock), loss=True)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    inputs = {"input_ids": input_ids, "labels": labels_of(input_ids), "use_cache": False}
+    ours, theirs = compiled(**inputs).loss, stock(**inputs).loss
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(*each) for each in ((ours, model.lm_head.weight), (theirs, stock.lm_head.weight))]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
 def test_what_would_be_another_loss_is_refused_by_name(llama, input_ids):
     inputs = {"input_ids": input_ids, "labels": input_ids}
 
