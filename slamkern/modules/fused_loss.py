@@ -197,7 +197,7 @@ def describe_loss(model: nn.Module) -> str | None:
     if not isinstance(found, FusedLoss):
         return f"{name}: loss not fused: patch_model(model, loss=True) computes it without logits"
     try:
-        head = linear_of(found)
+        head = linear_of(found, whole=False)
     except SlamkernError as error:
         return f"{name}: loss not fused: {error}"
     kind = "a trained head" if head.weight.requires_grad else "a frozen head, without its weight's gradient"

@@ -34,20 +34,23 @@ class Head:
         return linear_cross_entropy(hidden, self.weight, labels, bias=self.bias, options=self.options, **options)
 
 
-def linear_of(model: Any) -> nn.Linear:
-    """The model's output head as it is now, in PEFT's ``modules_to_save`` too; SlamkernError for what is not linear."""
+def linear_of(model: Any, *, whole: bool = True) -> nn.Linear:
+    """The model's output head as it is now, in PEFT's ``modules_to_save`` too; SlamkernError for what is not linear.
+
+    whole: its weight has to be one tensor now, as within the forward of a sharded model (FSDP2), or on one device.
+    """
     head = model.get_output_embeddings()
     if type(head).__name__ == "ModulesToSaveWrapper":
         kept = not head.disable_adapters and head.active_adapters
         head = head.modules_to_save[kept[0]] if kept else head.original_module
+    if hasattr(head, "unshard"):
+        raise SlamkernError("its output head is sharded by itself; shard it together with the model (fully_shard)")
     if type(head) is not nn.Linear:
         raise SlamkernError(f"its output head is {type(head).__name__}, not a plain Linear")
     if not is_untouched(head):
         raise SlamkernError("its output head has hooks, or another forward on the instance")
-    if head.weight.dim() != 2 or hasattr(head.weight, "full_tensor"):
-        raise SlamkernError(
-            "the weight of its output head is not whole here: shard it together with the model, not by itself"
-        )
+    if whole and (head.weight.dim() != 2 or hasattr(head.weight, "full_tensor")):
+        raise SlamkernError("the weight of its output head is in parts; patch the model before it is sharded")
     return head
 
 

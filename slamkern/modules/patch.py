@@ -61,7 +61,8 @@ def patch_model(
         norms: fuse the RMS norms too; a norm that is none of the known ones is left alone and listed in explain.
         loss: fuse the loss with the output head, for trainers that call the model with ``labels``: in training mode
             it returns the same loss and ``logits=None`` (see `fused_loss`). Refused where it would be another loss,
-            also with ``strict=False``. ``slamkern.train`` needs no such thing.
+            also with ``strict=False``. ``slamkern.train`` needs no such thing; TRL's SFTTrainer puts a fused loss of
+            its own over the model's, which :func:`explain` then names.
         shared_experts: of a mixture of experts take the expert that every token passes for the FFN of its layer; the
             routed ones are left alone, so this needs ``strict=False``.
 

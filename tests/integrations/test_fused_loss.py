@@ -132,19 +132,49 @@ def test_an_adapter_on_the_head_is_refused(llama, input_ids):
         slamkern.patch_model(peft.get_peft_model(llama, config), loss=True)
 
 
-def test_in_ddp(llama, input_ids, tmp_path):
+@pytest.fixture
+def process_group(tmp_path):
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        expected = copy.deepcopy(llama).train()(input_ids=input_ids, labels=input_ids).loss
-        slamkern.apply_selection(slamkern.patch_model(llama, loss=True), [1])
-        wrapped = nn.parallel.DistributedDataParallel(llama).train()
-        output = wrapped(input_ids=input_ids, labels=input_ids)
-        output.loss.backward()
-        assert output.logits is None and "loss fused" in str(slamkern.explain(wrapped))
-        torch.testing.assert_close(output.loss, expected)
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_in_fsdp2(head, llama, input_ids, process_group):
+    from torch.distributed.fsdp import fully_shard
+
+    stock = copy.deepcopy(llama).train()
+    stock.lm_head.requires_grad_(head)
+    model = slamkern.patch_model(copy.deepcopy(stock), loss=True)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    output, expected = (each(input_ids=input_ids, labels=input_ids) for each in (model, stock))
+    assert output.logits is None and "FSDPLlamaForCausalLM: loss fused" in str(slamkern.explain(model))
+    for each in (output, expected):
+        each.loss.backward()
+    for ours, theirs in zip(model.parameters(), stock.parameters(), strict=True):
+        assert (ours.grad is None) is (theirs.grad is None)
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad, rtol=1e-3, atol=1e-5)
+    slamkern.unpatch_model(model)
+    assert "patch_model(model, loss=True)" in str(slamkern.explain(model))
+    apart = slamkern.patch_model(copy.deepcopy(llama), loss=True).train()
+    fully_shard(apart.lm_head)
+    fully_shard(apart)
+    with pytest.raises(slamkern.SlamkernError, match="its output head is sharded by itself"):
+        apart(input_ids=input_ids, labels=input_ids)
+
+
+def test_in_ddp(llama, input_ids, process_group):
+    expected = copy.deepcopy(llama).train()(input_ids=input_ids, labels=input_ids).loss
+    slamkern.apply_selection(slamkern.patch_model(llama, loss=True), [1])
+    wrapped = nn.parallel.DistributedDataParallel(llama).train()
+    output = wrapped(input_ids=input_ids, labels=input_ids)
+    output.loss.backward()
+    assert output.logits is None and "loss fused" in str(slamkern.explain(wrapped))
+    torch.testing.assert_close(output.loss, expected)
 
 
 def test_trl_computes_its_own_fused_loss_and_that_is_told(tmp_path, tiny_tokenizer, calls):
