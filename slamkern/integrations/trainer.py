@@ -20,6 +20,7 @@ from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection, total_parameters, trained_parameters
 from slamkern.training.checkpoint import SELECTION, load_delta, save_delta
 from slamkern.training.frozen import frozen_digests, trained_parts
+from slamkern.training.sharding import is_sharded
 
 _log = logging.getLogger(__name__)
 DELTA_FOLDER = "slamkern"  # in a checkpoint of the trainer
@@ -75,9 +76,8 @@ class SlamCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._check(kwargs["model"])
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / DELTA_FOLDER
-            save_delta(kwargs["model"], folder, self.selection, frozen=self._frozen)
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / DELTA_FOLDER
+        self._save(kwargs["model"], folder, state, self._frozen)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,8 +88,7 @@ class SlamCallback(TrainerCallback):
         now = frozen_digests(model, trained_parts(model))
         if changed := sorted(name for name in now if now[name] != self._frozen.get(name)):
             raise SlamkernError(f"{len(changed)} frozen tensors changed during the training, the first {changed[0]}")
-        if state.is_world_process_zero:
-            save_delta(model, Path(args.output_dir) / DELTA_FOLDER, self.selection, frozen=now)
+        self._save(model, Path(args.output_dir) / DELTA_FOLDER, state, now)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs["logs"]
@@ -117,6 +116,11 @@ class SlamCallback(TrainerCallback):
             mask = kwargs.get("attention_mask")
             # The sum stays on the device until the next log.
             self._tokens += kwargs["input_ids"].numel() if mask is None else mask.sum()
+
+    def _save(self, model: Any, folder: Path, state: TrainerState, frozen: dict[str, str]) -> None:
+        # Parts of a weight are gathered from all processes; the main one writes.
+        if state.is_world_process_zero or is_sharded(model):
+            save_delta(model, folder, self.selection, frozen=frozen)
 
     def _check(self, model: Any) -> None:
         now = frozenset(trained_parameters(model))

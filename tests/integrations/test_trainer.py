@@ -2,9 +2,19 @@
 
 import pytest
 import torch
+from support.processes import launch
 from support.tiny_models import tiny_model
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorWithFlattening,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
+from slamkern import distributed
 from slamkern.errors import SlamkernError
 from slamkern.integrations.check import check_first_batch
 from slamkern.integrations.packed_attention import register
@@ -13,6 +23,7 @@ from slamkern.modules.patch import patch_model
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trained_parameters
 from slamkern.training.checkpoint import load_delta
+from slamkern.training.sharding import shard
 
 SELECTION = LayerSelection(layers=(0, 2))
 
@@ -135,6 +146,24 @@ def test_a_frozen_weight_that_something_else_changes_is_found(tmp_path):
     trainer = trainer_of(packed_model(), tmp_path, [SlamCallback(SELECTION), Meddling()], save_strategy="no")
     with pytest.raises(SlamkernError, match=r"1 frozen tensors changed during the training, the first lm_head"):
         trainer.train()
+
+
+def test_a_sharded_model_is_saved_whole_by_all_processes_together(tmp_path):
+    def save(rank):
+        distributed.join()
+        model, callback = tiny_model(), SlamCallback(SELECTION)
+        arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+        state, control = TrainerState(global_step=1, is_world_process_zero=rank == 0), TrainerControl()
+        callback.on_init_end(arguments, state, control, model=model)
+        shard(model)
+        callback.on_save(arguments, state, control, model=model)
+
+    launch(2, save, seconds=30)
+    fresh, base = tiny_model(), weights(tiny_model())
+    assert set(load_delta(fresh, tmp_path / "checkpoint-1" / DELTA_FOLDER)) == {
+        f"model.layers.{layer}.mlp.{name}_proj.weight" for layer in SELECTION.layers for name in ("up", "down")
+    }
+    assert all(torch.equal(tensor, base[name]) for name, tensor in weights(fresh).items())
 
 
 def test_updates_that_bfloat16_would_lose_are_told(tmp_path, caplog):
