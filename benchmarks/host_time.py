@@ -8,14 +8,13 @@ threads that wait for one another take processor time too.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
-from unittest import mock
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.launch_counts import stubbed_kernels
 from benchmarks.results import Row
 from benchmarks.stage import Stage, show
 from slamkern import patch_model, record_stats
@@ -25,28 +24,6 @@ COLUMNS = ("mode", "languages", "stock_us", "fused_us", "extra_us")
 LIMIT_US = 25.0  # of what a fused forward with statistics may take longer
 _LANGUAGES = 10
 _TOKENS = 16
-
-
-class _Stub:
-    """Stands for a kernel: what is launched with any grid and any arguments does nothing."""
-
-    def __getitem__(self, grid: Any) -> Callable[..., None]:
-        return self._launch
-
-    @staticmethod
-    def _launch(*arguments: Any, **options: Any) -> None:
-        return None
-
-
-@contextmanager
-def stubbed_launches() -> Iterator[None]:
-    """The kernels of an FFN compute nothing in this block."""
-    from slamkern.kernels import glu, glu_stats
-
-    with ExitStack() as stack:
-        for module, name in ((glu, "swiglu_kernel"), (glu_stats, "swiglu_stats_kernel")):
-            stack.enter_context(mock.patch.object(module, name, _Stub()))
-        yield
 
 
 def measure(device: torch.device, *, calls: int, repeats: int) -> list[Row]:
@@ -64,7 +41,7 @@ def measure(device: torch.device, *, calls: int, repeats: int) -> list[Row]:
             blocks = {"stock_us": stock.model.layers[0].mlp, "fused_us": fused.model.layers[0].mlp}
             with ExitStack() as stack:
                 stack.enter_context(torch.set_grad_enabled(grad))
-                stack.enter_context(stubbed_launches())
+                stack.enter_context(stubbed_kernels(lambda name: None))
                 if languages:
                     recorder = stack.enter_context(record_stats(fused, [str(n) for n in range(languages)]))
                     stack.enter_context(recorder.tokens(ids))

@@ -64,6 +64,7 @@ def _goals(rows: Sequence[Row]) -> str:
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyType(
     {
         "alignment": ("alignment", model_tables.alignment),
+        "alignment-long": ("alignment_long", model_tables.alignment),
         "bakeoff": ("bakeoff", model_tables.bakeoff),
         "layer-correlation": ("layer-correlation", model_tables.layer_correlation),
         "layer-stability": ("layer-stability", model_tables.layer_stability),
@@ -151,6 +152,10 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
                 ("more, us", "extra_us"),
                 ("absent because", "absent"),
             ),
+        ),
+        "machine-code": (
+            "machine_code",
+            _columns(*((name, name) for name in ("what", "unit", "before", "after", "limit", "absent"))),
         ),
         "families": ("families", model_tables.families),
         "goals": ("goals", _goals),

@@ -8,7 +8,7 @@ import torch
 from support.tiny_models import tiny_model
 
 pytest.importorskip("triton")
-from support.step_counts import stubbed_kernels
+from benchmarks.launch_counts import stubbed_kernels
 
 import slamkern
 

@@ -5,7 +5,7 @@ import torch
 from support.tiny_models import FAMILIES, tiny_model
 
 pytest.importorskip("triton")
-from support.step_counts import counted
+from benchmarks.launch_counts import counted
 
 import slamkern
 from slamkern.modules.ffn import Fused

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from triton.runtime.jit import KernelInterface
 
 from slamkern import kernels
 
@@ -32,6 +31,8 @@ class _Stub:
 @contextmanager
 def stubbed_kernels(note: Callable[[str], object]) -> Iterator[None]:
     """Every kernel of slamkern.kernels is one that calls ``note`` with its name where it is launched."""
+    from triton.runtime.jit import KernelInterface
+
     with ExitStack() as stack:
         for file in sorted(set(kernels._FILES.values())):
             module = importlib.import_module(f"slamkern.kernels.{file}")
