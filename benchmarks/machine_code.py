@@ -1,4 +1,4 @@
-"""What kernels and layers cost, counted without a GPU: machine instructions, barriers, registers, launches, allocations.
+"""What kernels and layers cost, counted without a GPU: instructions, barriers, registers, launches, allocations.
 
 Kernels are compiled for sm_90 at the sizes of production and their machine code is read (tests/kernels); launches and
 allocations are counted with stubs for kernels, waits by the ops that run. ``before`` is what the same counts were at
@@ -71,9 +71,9 @@ def layers() -> Iterator[Row]:
             alone = counted(lambda: ffn(x))
             for languages in (10, 32):
                 ids = (torch.arange(96) % languages)[None]
-                with record_stats(model, [str(n) for n in range(languages)], groups=8) as recorder:
-                    with recorder.tokens(ids, ids % 8):
-                        with_statistics = counted(lambda: ffn(x))
+                recording = record_stats(model, [str(n) for n in range(languages)], groups=8)
+                with recording as recorder, recorder.tokens(ids, ids % 8):
+                    with_statistics = counted(lambda: ffn(x))
                 what = f"a layer with statistics of {languages} languages x 8 groups, {mode}"
                 yield row(what, "launches of kernels", 2, len(with_statistics.launches), 1)
                 more = with_statistics.allocations - alone.allocations
@@ -85,7 +85,7 @@ def partials() -> Iterator[Row]:
     """Working memory of the statistics of a batch of 7B, which all layers share and each call had to itself before."""
     for languages in (1, 10 * 8):
         ids = torch.arange(_TOKENS, dtype=torch.int32) % languages
-        with mock.patch.object(launch, "processors", lambda device: _MULTIPROCESSORS):
+        with mock.patch.object(launch, "processors", return_value=_MULTIPROCESSORS):
             plan = plan_rows(ids, languages, _NEURONS)
         before = 380.0 if languages > 1 else None
         megabytes = sum(tensor.nbytes for tensor in plan) / 1e6

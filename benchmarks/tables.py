@@ -242,9 +242,8 @@ def table(name: str, files: Sequence[File]) -> str:
         if measured is None or not measured["rows"]:
             continue
         env = measured["environment"]
-        versions = ", ".join(
-            f"{package} {env[package]}" for package in ("torch", "triton", "transformers") if env.get(package)
-        )
+        packages = ("torch", "triton", "transformers")
+        versions = ", ".join(f"{package} {env[package]}" for package in packages if env.get(package))
         where = f"{content['device']}; {versions}; commit {env['commit']}, {env['date'][:10]}"
         parts.append(f"*{where}* (`{measured['command']}`)\n\n{make(measured['rows'])}")
     command = {"scaling": "train --scaling only"}.get(stage, "layer_gain" if name.startswith("layer-") else stage)

@@ -77,7 +77,9 @@ def test_tables_are_made_from_the_files_alone(tmp_path):
     text = page.read_text()
     assert "| speed | >= 2 x | 3 | met | `python -m benchmarks.goals` |" in text and "old" not in text
     assert "*not measured yet: `python -m benchmarks.probe`*" in text
-    with pytest.raises(ValueError, match="unknown table 'speeds'; known: summary published alignment bakeoff"):
+    with pytest.raises(
+        ValueError, match="unknown table 'speeds'; known: summary published alignment alignment-long bakeoff"
+    ):
         readme.fill("<!-- table:speeds -->\n<!-- /table -->", [])
 
 

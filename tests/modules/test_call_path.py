@@ -8,9 +8,8 @@ import torch
 from support.tiny_models import tiny_model
 
 pytest.importorskip("triton")
-from benchmarks.launch_counts import stubbed_kernels
-
 import slamkern
+from benchmarks.launch_counts import stubbed_kernels
 
 PACKAGE = Path(slamkern.__file__).parent
 # The module, its autograd Function, the op, past torch's dispatcher to its backend, the kernel with its launcher.

@@ -11,9 +11,8 @@ import torch
 from support.tiny_models import tiny_model
 
 pytest.importorskip("triton")
-from benchmarks.launch_counts import stubbed_kernels
-
 import slamkern
+from benchmarks.launch_counts import stubbed_kernels
 from slamkern.modules import ffn as ffn_module
 
 # Calls that a forward makes, of functions in Python and in C (operators, methods of tensors), more than the stock one:

@@ -5,9 +5,8 @@ import torch
 from support.tiny_models import FAMILIES, tiny_model
 
 pytest.importorskip("triton")
-from benchmarks.launch_counts import counted
-
 import slamkern
+from benchmarks.launch_counts import counted
 from slamkern.modules.ffn import Fused
 from slamkern.ops import glu
 from slamkern.ops.moments import Moments, merge_moments_
