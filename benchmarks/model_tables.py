@@ -1,7 +1,8 @@
 """Tables of what was measured on models: recipes, cells of a bake-off, architectures, single layers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from benchmarks import alignment_table
 from benchmarks import bakeoff as bakeoff_stage
@@ -74,3 +75,34 @@ def layer_stability(rows: Sequence[Row]) -> str:
         ("model", "questions a language", *names),
         ([r["model"], f"{r['questions']} of {r['of']}", *(r["overlap"].get(name) for name in names)] for r in rows),
     )
+
+
+def recipe(rows: Sequence[Row]) -> str:
+    """One line a language, and one for the mean of all but English."""
+    return markdown(
+        ("language", "questions", "before, %", "after, %", "difference", "95 %", "gained", "lost", "cut before, %",
+         "cut after, %", "verdict"),
+        ([row["language"], row["questions"], row["before"], row["after"], f"{row['difference']:+.1f}",
+          f"{row['low']:+.1f} to {row['high']:+.1f}", row["gained"], row["lost"], row.get("cut_before"),
+          row.get("cut_after"), row["verdict"]] for row in rows),
+    )  # fmt: skip
+
+
+def recipe_costs(rows: Sequence[Row]) -> str:
+    """What a run took, in all and stage by stage."""
+    return markdown(("what", "measured"), ([row["what"], f"{row['value']:.3g} {row['unit']}"] for row in rows))
+
+
+# name -> (stage, what makes a table of its rows)
+TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyType(
+    {
+        "alignment": ("alignment", alignment),
+        "alignment-long": ("alignment_long", alignment),
+        "bakeoff": ("bakeoff", bakeoff),
+        "layer-correlation": ("layer-correlation", layer_correlation),
+        "layer-stability": ("layer-stability", layer_stability),
+        "families": ("families", families),
+        "recipe": ("recipe", recipe),
+        "recipe-costs": ("recipe_costs", recipe_costs),
+    }
+)

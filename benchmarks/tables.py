@@ -63,11 +63,7 @@ def _goals(rows: Sequence[Row]) -> str:
 # name -> (stage, what makes a table of its rows)
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyType(
     {
-        "alignment": ("alignment", model_tables.alignment),
-        "alignment-long": ("alignment_long", model_tables.alignment),
-        "bakeoff": ("bakeoff", model_tables.bakeoff),
-        "layer-correlation": ("layer-correlation", model_tables.layer_correlation),
-        "layer-stability": ("layer-stability", model_tables.layer_stability),
+        **model_tables.TABLES,
         "kernels": ("kernels", lambda rows: _kernels(rows, "Llama-2-7B")),
         "kernels-small": ("kernels", lambda rows: _kernels(rows, "SmolLM2-135M")),
         "ceilings": (
@@ -157,7 +153,6 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
             "machine_code",
             _columns(*((name, name) for name in ("what", "unit", "before", "after", "limit", "absent"))),
         ),
-        "families": ("families", model_tables.families),
         "goals": ("goals", _goals),
         "fp8": ("fp8", fp8_tables.runs),
         "fp8-products": ("fp8_accumulation", fp8_tables.products),

@@ -191,6 +191,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]} ... ({len(text)} characters)"
 
 
+def command_line() -> list[str]:
+    """The command of this process, without the folder it lies in."""
+    script = Path(sys.argv[0])
+    # Of `python -m slamkern` Python tells the file.
+    name = ["python", "-m", script.parent.name] if script.name == "__main__.py" else [script.name]
+    return [*name, *sys.argv[1:]]
+
+
 def _process() -> str:
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]])[:80]
+    command = " ".join(command_line())[:80]
     return f"process {os.getpid()} on {platform.node()} ({command})"

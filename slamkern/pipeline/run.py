@@ -14,7 +14,6 @@ and the main one writes.
 import logging
 import platform
 import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +43,7 @@ from slamkern.pipeline.stages import (
     reply_questions,
     training_examples,
 )
-from slamkern.run_folder import RunFolder
+from slamkern.run_folder import RunFolder, command_line
 from slamkern.schemas.metrics import read_measurement, read_metrics
 from slamkern.selection.layers import LayerSelection
 from slamkern.version import __version__, installed_version
@@ -182,7 +181,7 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
         "base_weights": base_weights,
         "made": {
             "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join(command_line()),
             "versions": {"python": platform.python_version()}
             | {name: installed_version(name) or "not installed" for name in ("slamkern", "torch", "transformers")},
         },
