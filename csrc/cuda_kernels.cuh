@@ -13,8 +13,7 @@ namespace slamkern {
 
 constexpr int THREADS = 128;  // each owns a vector of neurons
 constexpr int BLOCKS = 4;     // resident on a multiprocessor: 128 registers a thread
-constexpr int MAP_WARPS = 32;   // of row_map at most
-constexpr int AHEAD = 8;        // ids of row_map in flight together a thread
+constexpr int MAP_WARPS = 32, AHEAD = 8;  // of row_map: warps at most, ids in flight together a thread
 constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr int TILE_ROWS = 128;  // partial moments are then 1.6 % of the traffic of gate, up and hidden in bfloat16
 constexpr int UNROLL = 3;       // rows whose loads are in flight together
@@ -30,9 +29,7 @@ __device__ inline int sum_to_lane(int x, int lane) {
   return x;
 }
 
-struct Tile {
-  int first, rows, language;
-};
+struct Tile { int first, rows, language; };
 
 struct Workspace {
   int *order, *first_tile;

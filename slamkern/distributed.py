@@ -10,12 +10,9 @@ every process, and sends gradients of each; here they are summed once a step, of
 
 import os
 import pickle
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -139,46 +136,6 @@ def on_main(work: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def stream_to_main(items: Iterable[T]) -> Iterator[T]:
-    """In the main process the items of all processes, about as they are made; in the others none.
-
-    SlamkernError where the others send nothing for ``TIMEOUT``.
-    """
-    if world_size() == 1:
-        yield from items
-        return
-    store = dist.PrefixStore(on_main(lambda: uuid.uuid4().hex), _store())
-    if not is_main():
-        for number, sent in enumerate(chain(zip(items, strict=False), [()])):  # (item,) each, and () at the end
-            store.set(f"{rank()}/{number}", pickle.dumps(sent))  # type: ignore[arg-type]  # bytes will do
-        return
-    expected = dict.fromkeys(range(1, world_size()), 0)
-    for item in items:
-        yield item
-        yield from _arrived(store, expected)
-    waiting = time.monotonic()
-    while expected:
-        for item in _arrived(store, expected):
-            waiting = time.monotonic()
-            yield item
-        if time.monotonic() - waiting > TIMEOUT.total_seconds():
-            raise SlamkernError(f"process {min(expected)} sent nothing for {TIMEOUT}; start the job again")
-        time.sleep(0.02)
-
-
-def _arrived(store: dist.Store, expected: dict[int, int]) -> Iterator[Any]:
-    """What the others have sent by now; ``expected`` says which item of each process is the next."""
-    for other in list(expected):
-        while store.check([key := f"{other}/{expected[other]}"]):
-            sent = pickle.loads(store.get(key))
-            store.delete_key(key)
-            if not sent:
-                del expected[other]
-                break
-            expected[other] += 1
-            yield from sent
-
-
 def wait() -> None:
     """Wait until every process of the job is here."""
     gather_objects(None)
@@ -198,12 +155,12 @@ def first_to_fail() -> bool:
     if launched() < 2:
         return True
     try:
-        return _store().add("slamkern/failed", 1) == 1
+        return launchers_store().add("slamkern/failed", 1) == 1
     except (KeyError, RuntimeError):  # no store, or it went with the main process
         return True
 
 
-def _store() -> dist.TCPStore:
+def launchers_store() -> dist.TCPStore:
     """The launcher's store of values that all processes see."""
     return dist.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,

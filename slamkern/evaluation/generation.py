@@ -19,6 +19,7 @@ from slamkern import distributed
 from slamkern.data.prompts import encode_prompts
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.decoding import Decoder, can_decode
+from slamkern.item_stream import stream_to_main
 from slamkern.modules.eval_mode import eval_mode
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def generate(
     own = [rows[index] for index in share]
     batches = plan_batches([len(row) + max_new_tokens for row in own], batch_tokens, batch_size)
     texts = _decode(model, tokenizer, own, batches, max_new_tokens, stop)
-    yield from distributed.stream_to_main((share[position], text, ended) for position, text, ended in texts)
+    yield from stream_to_main((share[position], text, ended) for position, text, ended in texts)
 
 
 def _decode(

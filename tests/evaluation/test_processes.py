@@ -3,7 +3,6 @@
 import os
 import signal
 
-import pytest
 import torch
 from support.processes import launch
 from support.tiny_causal_lm import tiny_model, tiny_tokenizer
@@ -78,14 +77,3 @@ def test_a_prompt_that_is_too_long_is_refused_by_all(tmp_path):
     errors = launch(2, lambda _: answer(tmp_path / "out", long))
     assert all(isinstance(error, SlamkernError) and "long" in str(error) for error in errors)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("processes", [1, 3])
-def test_what_processes_make_arrives_in_the_main_one(processes):
-    def run(rank):
-        distributed.join()
-        return list(distributed.stream_to_main((rank, n) for n in range(rank * 2)))
-
-    main, *others = launch(processes, run)
-    assert sorted(main) == [(rank, n) for rank in range(processes) for n in range(rank * 2)]
-    assert others == [[]] * (processes - 1)
