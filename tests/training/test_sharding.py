@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from support.processes import launch
 from support.tiny_models import tiny_model
 from support.tiny_training import CONFIG, PAIRS, SELECTION, selected
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 from slamkern import patch_model, save_delta
+from slamkern.distributed import launched
 from slamkern.errors import SlamkernError
 from slamkern.files import load_tensors
 from slamkern.selection.trainable import apply_selection
@@ -96,6 +99,35 @@ def test_parts_are_put_together_and_taken_apart(tmp_path):
         assert same and sharded and torch.equal(full, reference.model.layers[1].mlp.up_proj.weight)
     a, b = (load_tensors(tmp_path / name / "delta.safetensors", "delta") for name in ("whole", "sharded"))
     assert a[1] == b[1] and all(torch.equal(tensor, b[0][name]) for name, tensor in a[0].items())
+
+
+def test_torchs_own_checkpoints_of_a_sharded_model_are_read_by_any_number_of_processes(tmp_path):
+    reference = tiny_model()
+
+    def save(_):
+        model = patch_model(tiny_model())
+        apply_selection(model, (0, 2))
+        shard(model)
+        dcp.save(get_model_state_dict(model), checkpoint_id=tmp_path / "dcp")
+
+    def load(_=0):
+        model = patch_model(tiny_model())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1.0)
+        apply_selection(model, (0, 2))
+        if launched() > 1:
+            shard(model)
+        state = get_model_state_dict(model)
+        dcp.load(state, checkpoint_id=tmp_path / "dcp")
+        set_model_state_dict(model, state)
+        return {name: whole(parameter.detach()).clone() for name, parameter in model.named_parameters()}
+
+    launch(2, save)
+    for found in (*launch(3, load), load()):
+        assert not isinstance(found, SlamkernError), found
+        assert found.keys() == dict(reference.named_parameters()).keys()
+        assert all(torch.equal(found[name], parameter) for name, parameter in reference.named_parameters())
 
 
 def test_what_cannot_be_sharded_is_refused(fit):
