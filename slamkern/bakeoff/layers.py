@@ -31,6 +31,14 @@ def check_layers_of(cell: Cell, num_layers: int) -> None:
         choose_before_probe(num_layers, k, "top_k", region)
 
 
+def number_of_layers(cell: Cell, num_layers: int) -> int:
+    """How many layers the rule will name."""
+    rule, k, _ = _parse(cell.layers)
+    if rule == "list":
+        return len(choose_before_probe(num_layers, 1, cell.layers, "all"))
+    return num_layers if rule == "all" else k
+
+
 def choose(cell: Cell, num_layers: int, folder: Path, seed: int) -> LayerSelection:
     """The selection of a cell; ``folder`` holds the measurements, ``seed`` draws random layers."""
     rule, k, region = _parse(cell.layers)

@@ -28,6 +28,7 @@ from slamkern.bakeoff.page import write_page
 from slamkern.bakeoff.rows import finalists, read_rows
 from slamkern.bakeoff.table import write_table
 from slamkern.bakeoff.work import KIND, RECORD, REPLIES
+from slamkern.data.pairs import Pair
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.checks import check_model, check_prompt
 from slamkern.pipeline.stages import alignment_pairs
@@ -94,18 +95,24 @@ def run(
     """Work through the cells, ``lanes`` processes at a time; returns the names of the tasks that failed.
 
     SlamkernError before anything is written for a folder of another bake-off, a cell that was run as something else,
-    layers that the model does not have, and data that are not there.
+    and as :func:`check_bakeoff`.
     """
-    alignment_pairs(bakeoff.run)
+    check_bakeoff(bakeoff)
+    with _stopped_by_signals(), RunFolder(out, KIND, record=RECORD, results=["cells", REPLIES]) as folder:
+        _claim(folder, bakeoff)
+        return _work(bakeoff, out, lanes, threads or max(1, (os.cpu_count() or 1) // lanes), pause, say)
+
+
+def check_bakeoff(bakeoff: Bakeoff) -> tuple[Sequence[Pair], list[Pair]]:
+    """(pairs to train on, held-out pairs). SlamkernError for layers that the model does not have, and absent data."""
+    pairs = alignment_pairs(bakeoff.run)
     num_layers = check_model(bakeoff.run.model)
     for cell in bakeoff.cells.values():
         check_layers_of(cell, num_layers)
     for spec in (bakeoff.run.train.prompt, bakeoff.run.evaluate.prompt):
         check_prompt(spec)
     bakeoff.run.evaluate.load()
-    with _stopped_by_signals(), RunFolder(out, KIND, record=RECORD, results=["cells", REPLIES]) as folder:
-        _claim(folder, bakeoff)
-        return _work(bakeoff, out, lanes, threads or max(1, (os.cpu_count() or 1) // lanes), pause, say)
+    return pairs
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from slamkern.cli.options import Config, Out, Set, say
+from slamkern.cli.options import Config, DryRun, Out, Set, print_plan, say
 from slamkern.errors import SlamkernError
 
 
@@ -18,12 +18,12 @@ def bakeoff(
         int | None, typer.Option(min=1, help="Of each process; without it, the cores are shared.")
     ] = None,
     pause_file: Annotated[Path | None, typer.Option(help="While this file exists, the processes are stopped.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and stop.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Full fine-tuning, LoRA, layers, neurons on the same examples: one table, one page. The same command resumes."""
     from slamkern.bakeoff.config import load_bakeoff
     from slamkern.bakeoff.rows import read_rows
-    from slamkern.bakeoff.supervisor import run, tasks_of
+    from slamkern.bakeoff.supervisor import run
 
     if config is None:
         raise SlamkernError(
@@ -31,8 +31,9 @@ def bakeoff(
         )
     settings = load_bakeoff(config, overrides or ())
     if dry_run:
-        for task in tasks_of(settings, out):
-            say(f"{task.name:<40} {'done' if task.file.exists() else 'to do'}")
+        from slamkern.bakeoff.plan import plan_bakeoff
+
+        print_plan(plan_bakeoff(settings, out))
         return
     failed = run(settings, out, lanes=lanes, threads=threads, pause=pause_file, say=say)
     print_table(read_rows(settings, out))

@@ -70,7 +70,7 @@ class Plan:
         tokens = sum(lengths.values())
         embeddings = self.model.get_input_embeddings().weight.numel()
         each = ", ".join(f"{code} {count:,}" for code, count in lengths.items())
-        self._work("probe", f"{tokens:,} tokens ({each})", 2 * tokens * (self.parameters - embeddings))
+        self.work("probe", f"{tokens:,} tokens ({each})", 2 * tokens * (self.parameters - embeddings))
         if neurons := getattr(self.shape, "intermediate_size", None):
             values = len(texts) * self.shape.num_hidden_layers * neurons
             # Per language int64, and two float64; per group of questions float32 and int32.
@@ -118,7 +118,7 @@ class Plan:
                 dimensions.minimum_flops([lengths[i] for i in step], sum(supervised[i] for i in step), layers)
                 for step in steps
             )
-            self.flops, self.seconds = flops, self._work("  work", what, flops)
+            self.flops, self.seconds = flops, self.work("  work", what, flops)
             if set(section.projections) == {"up", "down"}:
                 self._memory(largest, labels, layers, trained)
         except AttributeError as error:
@@ -174,8 +174,8 @@ class Plan:
             at = f"{seconds} at {rate / 1e9:g} GB/s of {link}"
             self.lines.append(("  wire", f"{gigabytes(count)} sent by each process in a step, {WAYS[name]}: {at}"))
 
-    def _work(self, name: str, what: str, flops: float) -> float:
-        """Adds the line; returns the seconds."""
+    def work(self, name: str, what: str, flops: float) -> float:
+        """Adds a line that says how long so many FLOPs take; returns the seconds."""
         processes = self.launch.processes
         seconds = flops / (processes * TERAFLOPS * 1e12 * UTILIZATION)
         gpus = f"{processes} H100s" if processes > 1 else "an H100"
