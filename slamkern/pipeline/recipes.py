@@ -12,8 +12,8 @@ from slamkern.reading import parse_yaml
 
 RECIPES = {
     # Self-distillation: an instruction-tuned model that reasons in English learns its own English replies as those to
-    # questions in other languages. Sized for a model of half a billion parameters and an hour of two cores. Of answers
-    # of at most 180 tokens half were cut, in some languages more than in others, which is why these may have 400.
+    # questions in other languages. Sized for a model of half a billion parameters, of which it takes 25 minutes of
+    # two cores. Of answers of at most 180 tokens half were cut, which is why these may have 400.
     "reply": """
         model: {dtype: fast}
         data: {held_out: 6}
