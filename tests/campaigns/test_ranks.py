@@ -27,7 +27,8 @@ RESULTS = Path(__file__).parent / "results" / "ranks.json"
 LAUNCHERS = {
     "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "{}", "--rdzv-backend", "c10d",
                  "--rdzv-endpoint", "localhost:0"],
-    "accelerate": ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "{}", "--num_machines", "1",
+    # Without --multi_gpu accelerate starts one process, whatever is asked for; with it, here too, as many as are named.
+    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "{}", "--num_machines", "1",
                    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"],
 }  # fmt: skip
 # 17 micro-batches dealt three a step: the last step is short, and of four processes one has nothing in each.
