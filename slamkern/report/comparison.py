@@ -98,6 +98,7 @@ def _page(result: Values) -> str:
 
     environment = Environment(loader=PackageLoader("slamkern.report", ""), autoescape=True)
     environment.trim_blocks = environment.lstrip_blocks = True
+    environment.filters["words"] = _words
     return environment.get_template("comparison.html.j2").render(
         result=result, phrase=PHRASES[result["verdict"]], marks=MARKS, head=HEAD, plot=_plot(result),
         cut=cut_short(result),
@@ -171,6 +172,16 @@ def _junit(result: Values) -> ElementTree.Element:
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     return suites
+
+
+def _words(value: Any) -> str:
+    """A setting as one reads it: nothing of how Python writes it down, and of a digest what tells two apart."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_words(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_words, value)) or "none"
+    text = str(value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
 def _xml_text(text: str) -> str:

@@ -48,7 +48,7 @@ def write_report(folder: str | Path, comparison: Mapping[str, Any] | None = None
         ]
     missing = [name for name in PARTS if name not in present]
     page = render_page(
-        title=f"Language alignment of {metrics.get('model') or selection.get('model') or folder.name}",
+        title=f"Language alignment of {_name(metrics.get('model') or selection.get('model') or folder.name)}",
         subtitle=_subtitle(metrics) + (f" Not in this folder: {', '.join(missing)}." if missing else ""),
         facts=_facts(metrics, selection),
         sections=sections,
@@ -56,6 +56,11 @@ def write_report(folder: str | Path, comparison: Mapping[str, Any] | None = None
     path = folder / "report.html"
     write_text(path, page)
     return path
+
+
+def _name(model: str) -> str:
+    """Of a folder its last part: where it lies says nothing of it, and is among the settings."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def _cells(values: Sequence[Any], **marks: str) -> list[dict[str, str]]:

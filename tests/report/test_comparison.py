@@ -42,6 +42,14 @@ def test_html_json_and_junit_agree(tmp_path):
     assert cases["en"].find("skipped") is not None
 
 
+def test_settings_are_written_as_one_reads_them(tmp_path):
+    same = evaluation({"th": [1] * 30})
+    values = compare(same, same, drift=False).to_dict()
+    values["settings"] |= {"data revision": {"th": {"rows": 300, "sha256": "0a" * 32}}, "stop": ["Q:", "A:"]}
+    page = write_comparison(values, tmp_path)[1].read_text()
+    assert "<dd>th: rows: 300, sha256: 0a0a0a0a0a0a</dd>" in page and "<dd>Q:, A:</dd>" in page
+
+
 def test_outputs_of_models_are_escaped(tmp_path):
     before, after = (evaluation({"th": [right] * 200}, task=EVIL, output=EVIL) for right in (1, 0))
     _, page, suite = write_comparison(compare(before, after, drift=False).to_dict(), tmp_path)
