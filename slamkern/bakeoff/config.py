@@ -143,10 +143,14 @@ def changed(run: RunConfig, **sections: Mapping[str, Any]) -> RunConfig:
 def load_bakeoff(path: str | Path, overrides: Iterable[str] = ()) -> Bakeoff:
     """The configuration in a YAML file, changed by ``section.key=value``, checked."""
     values = read_yaml(Path(path))
-    if not isinstance(values, dict) or not isinstance(values.get("bakeoff"), dict):
-        raise SlamkernError(f"{path}: expected a section bakeoff with cells, beside those of a run")
-    section = values.pop("bakeoff")
-    return build_bakeoff(load_config(overrides=overrides, base=values), section, str(path))
+    section = values.pop("bakeoff", None) if isinstance(values, dict) else None
+    if not isinstance(section, dict) or not isinstance(section.get("cells"), list):
+        found = " ".join(map(str, values)) if isinstance(values, dict) and values else "none"
+        raise SlamkernError(
+            f"{path}: expected a section bakeoff with cells, such as bakeoff: {{cells: [{{name: low, layers:"
+            f" 'lowest:4'}}]}}, beside the sections of a run; its other sections: {found}"
+        )
+    return build_bakeoff(load_config(overrides=overrides, base=values, where=str(path)), section, str(path))
 
 
 def build_bakeoff(run: RunConfig, section: Mapping[str, Any], where: str = "configuration") -> Bakeoff:

@@ -71,7 +71,9 @@ def read_evaluation(source: str | Path | EvaluationResult, rule: str = "standard
     path = Path(source)
     path = path / PREDICTIONS_FILE if path.is_dir() else path
     if not path.is_file():
-        raise SlamkernError(f"{path} does not exist; expected an evaluation folder or samples_*.jsonl of lm-eval")
+        raise SlamkernError(
+            f"{path} does not exist; expected an evaluation folder or samples_*.jsonl of lm-eval{_inside(Path(source))}"
+        )
     beside = path.with_name(SETTINGS_FILE)
     settings, notes = read_record(beside, KIND) if beside.exists() else ({}, {})
     settings = {name: value for name, value in settings.items() if name != "weights"}  # those are what is compared
@@ -79,6 +81,12 @@ def read_evaluation(source: str | Path | EvaluationResult, rule: str = "standard
         settings[DATA_REVISION] = data
     found = _recorded(str(source), str(notes.get("model", "unknown")), settings, read_predictions(path), rule)
     return replace(found, losses=read_losses(path))
+
+
+def _inside(folder: Path) -> str:
+    """Which evaluations a folder has in it, that of a run or of a bake-off: half a sentence."""
+    found = sorted(str(path.parent.relative_to(folder)) for path in folder.rglob(PREDICTIONS_FILE))
+    return f", and in {folder} there are {', '.join(found[:4])}{' ...' * (len(found) > 4)}" if found else ""
 
 
 def _recorded(

@@ -33,13 +33,19 @@ SECTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 def load_config(
-    path: str | Path | None = None, overrides: Iterable[str] = (), options: Values = NOTHING, *, base: Values = NOTHING
+    path: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    options: Values = NOTHING,
+    *,
+    base: Values = NOTHING,
+    where: str = "configuration",
 ) -> RunConfig:
     """The defaults, changed by ``base``, by a YAML file, by ``section.key=value`` overrides and by ``options``.
 
-    ``options`` holds typed values as ``{section: {key: value}}``; None means that the option was not given.
+    ``where``: what errors call ``base``. ``options`` holds typed values as ``{section: {key: value}}``; None means that
+    the option was not given.
     """
-    layers = [("configuration", base)]
+    layers = [(where, base)]
     if path is not None:
         layers.append((str(path), _file_values(Path(path))))
     layers += [("--set", _override(text)) for text in overrides]

@@ -27,7 +27,7 @@ def alignment_pairs(config: RunConfig) -> tuple[Sequence[Pair], list[Pair]]:
     if data.content == "answer" and config.align.target != ("translation",):
         raise SlamkernError("data.content answer has no questions to reply to; use question or both")
     if not data.path:
-        raise SlamkernError("no data given: use --data or data.path (a folder, a JSON file, corpus: or hf:owner/name)")
+        raise SlamkernError("no data given: say data.path (or --data), a folder, a JSON file, corpus: or hf:owner/name")
     pairs = load_pairs(data.path, data.languages, content=data.content, limit=data.limit)
     return split_pairs(pairs, data.held_out, data.seed)
 

@@ -59,8 +59,12 @@ def test_a_file_is_a_run_with_cells(tmp_path):
     path.write_text('data: {path: "corpus:"}\nbakeoff: {cells: [{name: low, layers: "lowest:4"}]}\n')
     loaded = load_bakeoff(path, ["train.learning_rate=3e-5"])
     assert loaded.cells["low"].layers == "lowest:4" and loaded.run.train.learning_rate == 3e-5
-    path.write_text("data: {}\n")
-    with pytest.raises(SlamkernError, match="expected a section bakeoff with cells"):
+    for text, sections in [("data: {}\nmodle: x\n", "data modle"), ("", "none"), ("bakeoff: {cells: lowest}", "none")]:
+        path.write_text(text)
+        with pytest.raises(SlamkernError, match=f"expected a section bakeoff with cells, such .* sections: {sections}"):
+            load_bakeoff(path)
+    path.write_text("modle: {name: x}\nbakeoff: {cells: [{name: low}]}\n")
+    with pytest.raises(SlamkernError, match=r"bakeoff.yaml: unknown section 'modle'|bakeoff.yaml: unknown .*modle"):
         load_bakeoff(path)
 
 

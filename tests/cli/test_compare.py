@@ -56,6 +56,7 @@ def test_one_line_for_what_is_wrong(tmp_path, capsys):
     base = write(tmp_path / "a", 10)
     for arguments, words in (
         ([base, str(tmp_path / "none")], "does not exist; expected an evaluation folder or samples"),
+        ([base, str(tmp_path)], f"lm-eval, and in {tmp_path} there are a"),
         ([base, base, "--margin", "two"], "'two' is not like 2 or en=1"),
         ([base, base, "-l", "fr"], "has no fr"),
     ):
