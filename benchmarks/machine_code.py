@@ -5,7 +5,6 @@ allocations are counted with stubs for kernels, waits by the ops that run. ``bef
 commit f1bf80d, where the kernels were read first; ``limit`` is what was aimed at.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from slamkern.kernels import launch, plan_rows
 from slamkern.modules.fp8_linear import input_gradient
 from slamkern.modules.packed_attention import packed_attention
 from slamkern.ops.dispatch import backends
+from slamkern.reading import parse_json
 from slamkern.training.loss import packed_loss, read_head
 
 COLUMNS = ("what", "unit", "before", "after", "limit")
@@ -46,7 +46,7 @@ def machine_code() -> Iterator[Row]:
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     command, environment = [sys.executable, str(_SCRIPT), "90"], os.environ | {"PYTHONPATH": paths}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    measured: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    measured: dict[str, dict[str, Any]] = parse_json(done.stdout, _SCRIPT.name)
     statistics, product = measured["swiglu_stats bf16 silu gate"], measured["swiglu bf16 silu"]
     backward = measured["swiglu_backward bf16 silu"]
     yield row("swiglu_stats, bfloat16", "instructions an element", 36.2, statistics["instructions"], 24)
