@@ -32,7 +32,8 @@ BUDGETS = GATE.read_budgets()
 
 def compiled(option):
     """What compile_kernels.py measures, in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(SCRIPT.parents[2]), str(SCRIPT.parents[1])))}
+    folders = (*SCRIPT.parents[2:0:-1], os.environ.get("PYTHONPATH", ""))  # where this Triton may be from
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(folder) for folder in folders if folder)}
     done = subprocess.run([sys.executable, SCRIPT, option], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
