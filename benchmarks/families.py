@@ -31,6 +31,7 @@ from slamkern.selection.trainable import apply_selection
 from slamkern.training.loss import packed_loss, padded_loss
 
 COLUMNS = ("family", "ffn", "activation", "layers", "fused", "left", "logits", "gradients", "packed", "selection")
+BACKWARD_IN_TRAINING = ("reformer",)  # in eval mode it has none
 MOST = 40_000_000  # parameters that still are a tiny model
 
 
@@ -66,16 +67,18 @@ def family(name: str) -> Row:
 
 
 def build(name: str) -> Any:
-    """A tiny random model, in eval mode, with weights wide enough for every part of it to show in the logits."""
-    from transformers import AutoModelForCausalLM
+    """A tiny random model, without dropout, with weights wide enough for every part of it to show in the logits."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     torch.manual_seed(0)
     config = tiny_config(name)
+    of_a_part = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    create = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[name]] if of_a_part else AutoModelForCausalLM.from_config
     with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+        size = sum(parameter.numel() for parameter in create(config).parameters())
     if size > MOST:
         raise SlamkernError(f"{size:,} parameters even with small sizes")
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    model = create(config).float().train(name in BACKWARD_IN_TRAINING)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
@@ -84,16 +87,36 @@ def build(name: str) -> Any:
 
 
 def outcome(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits of two sequences, and the gradient of each weight."""
-    ids = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(1))
+    """Logits of two sequences, and the gradient of each weight under next-token loss."""
+    drawn = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 90, (2, 12), generator=drawn)
     model.zero_grad()
-    output = model(input_ids=ids, labels=ids, use_cache=False)
-    if not torch.isfinite(output.loss):
-        raise SlamkernError(f"the stock model's loss is {float(output.loss)}")
-    output.loss.backward()
+    output = model(**(drafting(model, drawn) or {"input_ids": ids}), use_cache=False)
+    logits = output.logits.reshape(*ids.shape, -1)
+    loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    if not torch.isfinite(loss):
+        raise SlamkernError(f"the stock model's loss is {float(loss)}")
+    loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return output.logits.detach(), gradients
+    return logits.detach(), gradients
+
+
+def drafting(model: Any, drawn: torch.Generator) -> dict[str, Any]:
+    """What a model that drafts for another takes of it instead of tokens; nothing for all others."""
+    if (backbone := getattr(model.config, "backbone_hidden_size", None)) is None:
+        return {}
+    text = model.config.get_text_config()
+    layers = {kind: text.per_layer_config[index] for index, kind in enumerate(text.layer_types)}
+    return {
+        "inputs_embeds": torch.randn(2, 12, 2 * backbone, generator=drawn),
+        "shared_kv_states": {
+            kind: tuple(
+                torch.randn(2, layer.num_key_value_heads, 12, layer.head_dim, generator=drawn) for _ in range(2)
+            )
+            for kind, layer in layers.items()
+        },
+    }
 
 
 def found(model: Any) -> Row:
@@ -104,7 +127,7 @@ def found(model: Any) -> Row:
     return {
         "ffn": ", ".join(dict.fromkeys(str(row.kind) for row in known)) or None,
         "activation": ", ".join(dict.fromkeys(str(row.activation) for row in known)) or None,
-        "layers": model.config.get_text_config().num_hidden_layers,
+        "layers": getattr(model.config.get_text_config(), "num_hidden_layers", None),
         "fused": len(known),
         "left": "; ".join(reasons) if rows else "no FFN found",
     }

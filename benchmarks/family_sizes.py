@@ -7,9 +7,9 @@ from typing import Any
 # A configuration takes the fields it has. Two layers everywhere: a first one that may be special, and another.
 _SIZES: Mapping[int, str] = MappingProxyType(
     {
-        96: "vocab_size vocab_size_per_layer_input",
+        96: "vocab_size vocab_size_per_layer_input encoder_hash_byte_group_vocab",
         32: "hidden_size n_embd d_model emb_dim input_embedding_size output_embedding_size word_embed_proj_dim"
-        " lru_width backbone_hidden_size",
+        " lru_width backbone_hidden_size hidden_size_global",
         48: "intermediate_size intermediate_size_mlp ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner dff dim_ff d_inner"
         " feed_forward_size ffn_hidden_size shared_expert_intermediate_size shared_intermediate_size"
         " dense_intermediate_size",
@@ -38,7 +38,33 @@ _OWN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "lfm2": {"layer_types": ["conv", "full_attention"]},
         "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
         "mamba2": {"head_dim": 16},
-        "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+        # Tokens are codes of sound, several in parallel; one of them is a sequence of tokens as others have it.
+        "musicgen": {"num_codebooks": 1},
+        "musicgen_melody": {"num_codebooks": 1},
+        # Only in training mode it has a backward, for whole chunks and positions of as many tokens as the table tries.
+        "reformer": {
+            "attn_layers": ["local", "lsh"],
+            "axial_pos_embds_dim": [8, 24],
+            "axial_pos_shape": [3, 4],
+            "local_attn_chunk_length": 4,
+            "lsh_attn_chunk_length": 4,
+            "hash_seed": 0,
+            "hidden_dropout_prob": 0.0,
+            "local_attention_probs_dropout_prob": 0.0,
+        },
+        "cohere_compass_text": {
+            "layer_types": ["sliding_attention", "full_attention"],
+            # Half a head's width: pairs that turn with the height, the width and the time of an image.
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+                for kind in ("sliding_attention", "full_attention")
+            },
+        },
+        # Its attention reads the base of its rotations where its configuration has no such field.
+        "dbrx": {
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+            "ffn_config": {"ffn_hidden_size": 48},
+        },
         "xmod": {"default_language": "en_XX"},
         # Their second hybrid layer shares the weights of the first.
         "zamba": {"layers_block_type": ["mamba", "hybrid"] * 2, "num_hidden_layers": 4},
@@ -47,7 +73,18 @@ _OWN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 
-_OF_ANY_KIND = ("got_ocr2",)
+# An assistant takes keys and values from the model that it drafts for, and has no embeddings a layer.
+_DRAFT = MappingProxyType({"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0})
+# Parts that may be of any kind: of which they are here.
+_PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", **_DRAFT}},
+        "gemma4_unified_assistant": {"text_config": {"model_type": "gemma4_unified_text", **_DRAFT}},
+        "got_ocr2": {"text_config": {"model_type": "qwen2"}},
+    }
+)
+# The causal language model is this part of them, and has its configuration.
+_ONLY = MappingProxyType({"musicgen": "decoder", "musicgen_melody": "decoder"})
 
 
 def tiny_config(model_type: str) -> Any:
@@ -55,13 +92,14 @@ def tiny_config(model_type: str) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     own = CONFIG_MAPPING[model_type]
+    if model_type in _ONLY:
+        own = own.sub_configs[_ONLY[model_type]]
     parts: dict[str, Any] = {}
     for name, kind in own.sub_configs.items():
         if hasattr(kind, "__dataclass_fields__"):
             parts[name] = _sizes(kind)
-        elif model_type in _OF_ANY_KIND:  # whichever it is by default
-            kind = type(getattr(own(), name))
-            parts[name] = {"model_type": kind.model_type, **_sizes(kind)}
+        elif part := _PARTS.get(model_type, {}).get(name):
+            parts[name] = _sizes(CONFIG_MAPPING[part["model_type"]]) | dict(part)
     return own(**{**_sizes(own), **parts, **_OWN.get(model_type, {})})
 
 

@@ -1,8 +1,9 @@
 """The table of families: what is more than a rounding in it is the model's own way with roundings."""
 
+import pytest
 import torch
 
-from benchmarks.families import build, distance, packed
+from benchmarks.families import build, distance, family, packed
 from benchmarks.family_sizes import tiny_config
 from slamkern.data.packing import Example, padded_batch
 from slamkern.training.loss import padded_loss
@@ -49,3 +50,21 @@ def test_gemma_4_packed_is_padded_but_for_roundings_that_its_attention_enlarges(
 
 def test_sizes_of_families_that_need_their_own():
     assert tiny_config("got_ocr2").text_config.vocab_size == tiny_config("zamba").vocab_size == 96
+
+
+@pytest.mark.parametrize(
+    ("name", "fused", "said"),
+    [
+        ("cohere_compass_text", 2, ""),  # rotations in three dimensions
+        ("gemma4_assistant", 2, ""),  # its forward takes hidden states and keys of the model that it drafts for
+        ("musicgen", 2, ""),  # the configuration of one part
+        ("git", 0, "unknown activation QuickGELUActivation"),  # its own loss leaves out the tokens of an image
+        ("reformer", 0, "ReformerFeedForwardDense is half an FFN"),  # no backward in eval mode
+        ("blt", 0, "model.local_encoder.layers.0.mlp and model.global_transformer.layers.0.mlp"),
+    ],
+)
+def test_models_that_want_more_than_tokens_or_small_sizes_are_tried_too(name, fused, said):
+    row = family(name)
+    assert "absent" not in row and "failed" not in row, row
+    assert row["fused"] == fused and said in row["left"]
+    assert not fused or max(row["logits"], row["gradients"]) < 1e-5

@@ -44,7 +44,7 @@ def find_ffns(model: nn.Module, *, shared_experts: bool = False) -> list[Match[F
                 )
                 match = replace(match, part=None, reason=reason)
             matches.append(match)
-    matches = _of_the_decoder_itself(decoder, matches) or _halves(decoder)
+    matches = _of_the_decoder_itself(decoder, matches) or _spread_or_bare(decoder)
     return [replace(match, path=f"{prefix}.{match.path}".strip(".")) for match in matches]
 
 
@@ -55,14 +55,20 @@ def _of_the_decoder_itself(decoder: nn.Module, matches: list[Match[FFN]]) -> lis
     return own if any(match.reason is None for match in own) else matches
 
 
-def _halves(decoder: nn.Module) -> list[Match[FFN]]:
-    """Modules with an activation and one projection: where there is nothing else, the FFN is spread over several."""
+def _spread_or_bare(decoder: nn.Module) -> list[Match[FFN]]:
+    """Where there is nothing else: modules with an activation beside one projection, or beside weights of their own."""
     matches: list[Match[FFN]] = []
     for path, module in decoder.named_modules():
         children = list(module.children())
-        if path and any(map(is_activation, children)) and sum(map(is_projection, children)) == 1:
-            reason = f"{type(module).__name__} is half an FFN: its other projection is in another module"
-            matches.append(Match(path, module, module, None, reason))
+        if not path or not any(map(is_activation, children)):
+            continue
+        reason = None
+        if sum(map(is_projection, children)) == 1:
+            reason = "is half an FFN: its other projection is in another module"
+        elif sum(parameter.dim() == 2 for parameter in module.parameters(recurse=False)) >= 2:
+            reason = "multiplies by parameters of its own; an FFN has its projections as modules"
+        if reason is not None:
+            matches.append(Match(path, module, module, None, f"{type(module).__name__} {reason}"))
     return matches
 
 

@@ -70,6 +70,12 @@ def test_the_ffn_is_found_and_computes_the_same(name, input_ids):
         ("GptOss", {"num_local_experts": 4}, "mixture of experts"),
         ("JetMoe", {"kv_channels": 8, "num_key_value_heads": 4}, "mixture of experts"),
         ("Bert", {"is_decoder": True}, "BertIntermediate is half an FFN: its other projection is in another module"),
+        # Experts lie end to end in one matrix; its attention reads a base that its configuration does not have.
+        (
+            "Dbrx",
+            {"d_model": 32, "n_heads": 4, "n_layers": 2, "attn_config": {"rope_theta": 1e4}},
+            "DbrxExpertGLU multiplies by parameters of its own",
+        ),
         ("BitNet", {}, "BitNetMLP.forward is not a known FFN: .* ffn_sub_norm"),
     ],
 )
