@@ -3,7 +3,6 @@
 FOLDER is what ``slamkern bakeoff --out`` wrote, finished or not; ``configs/`` holds the configurations.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,11 +28,7 @@ def columns(rows: Sequence[results.Row]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bakeoff", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--name", required=True, help="of the result file: bakeoff-NAME.json")
-    parser.add_argument("--results", type=Path, default=results.FOLDER, help="folder of the result files")
-    options = parser.parse_args(argv)
+    options = results.folder_options("bakeoff", __doc__, argv)
     bakeoff = read_bakeoff(options.folder)
     run = bakeoff.run
     rows = read_rows(bakeoff, options.folder)

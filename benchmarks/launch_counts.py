@@ -10,6 +10,9 @@ import torch
 
 from slamkern import kernels
 
+# Ops that read a tensor on the host, or whose result has a size that depends on values: the device is waited for.
+WAITS = ("aten.nonzero", "aten._local_scalar_dense", "aten.is_nonzero", "aten.masked_select", "aten.unique")
+
 
 class Counts(NamedTuple):
     """Kernels launched, by name; allocations of tensor memory; their bytes."""

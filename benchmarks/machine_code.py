@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.host_time import LIMIT_US
-from benchmarks.launch_counts import counted
+from benchmarks.launch_counts import WAITS, counted
 from benchmarks.results import Row
 from benchmarks.stage import Stage, show
 from slamkern import apply_selection, patch_model, record_stats
@@ -34,18 +34,23 @@ COLUMNS = ("what", "unit", "before", "after", "limit")
 ROOT = Path(__file__).resolve().parents[1]
 _SCRIPT = ROOT / "tests" / "kernels" / "compile_kernels.py"
 _TOKENS, _NEURONS, _MULTIPROCESSORS = 8192, 11008, 132  # a batch of Llama-2-7B on an H100 or H200
-_WAITS = ("aten.nonzero", "aten._local_scalar_dense", "aten.is_nonzero", "aten.masked_select", "aten.unique")
 
 
 def row(what: str, unit: str, before: float | None, after: float, limit: float | None = None) -> Row:
     return {"what": what, "unit": unit, "before": before, "after": after, "limit": limit}
 
 
+def compile_kernels(option: str) -> "subprocess.CompletedProcess[str]":
+    """tests/kernels/compile_kernels.py in a process of its own, which finds the Triton that this one has."""
+    folders = (ROOT / "tests", ROOT, os.environ.get("PYTHONPATH", ""))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(folder) for folder in folders if folder)}
+    return subprocess.run([sys.executable, _SCRIPT, option], capture_output=True, text=True, env=environment)
+
+
 def machine_code() -> Iterator[Row]:
     """Of the kernels as they are compiled for sm_90, of a thread for each element of its tile."""
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
-    command, environment = [sys.executable, str(_SCRIPT), "90"], os.environ | {"PYTHONPATH": paths}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    done = compile_kernels("90")
+    done.check_returncode()
     measured: dict[str, dict[str, Any]] = parse_json(done.stdout, _SCRIPT.name)
     statistics, product = measured["swiglu_stats bf16 silu gate"], measured["swiglu bf16 silu"]
     backward = measured["swiglu_backward bf16 silu"]
@@ -100,7 +105,7 @@ class _Waits(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += str(func).startswith(_WAITS)
+        self.count += str(func).startswith(WAITS)
         return func(*args, **(kwargs or {}))
 
 

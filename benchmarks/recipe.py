@@ -4,7 +4,6 @@ FOLDER is what ``slamkern run --out FOLDER`` wrote, with answers before and afte
 in all languages and once without English. The minutes are the run's own, summed where it was resumed.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import results
-from slamkern.evaluation.compare import Change, Comparison, compare
+from slamkern.evaluation.compare import Change, compare
 from slamkern.files import write_json
 from slamkern.run_folder import read_record
 from slamkern.schemas.metrics import read_metrics
@@ -24,20 +23,21 @@ def rows_of(folder: Path) -> list[results.Row]:
     """A row a language, and one for the mean of all but English, with the verdicts on losses."""
     before, after = (folder / "evaluation" / name for name in ("before", "after"))
     found = compare(before, after)
-    rows = [_row(code, change, found) for code, change in found.languages.items()]
+    rows = []
+    for code, change in found.languages.items():
+        cut = [drift.truncated for drift in found.drift[code]]
+        rows.append(_row(code, change) | {"cut_before": cut[0], "cut_after": cut[1]})
     others = [code for code in found.languages if code != ENGLISH]
     rest = compare(before, after, languages=others, drift=False)
-    average = _row("all but English", rest.average, None)
+    average = _row("all but English", rest.average)
     return [*rows, average | {"losses": {name: change.verdict for name, change in found.losses.items()}}]
 
 
-def _row(language: str, change: Change, found: Comparison | None) -> results.Row:
-    cut = {} if found is None else dict(zip(("cut_before", "cut_after"), found.drift[language], strict=True))
+def _row(language: str, change: Change) -> results.Row:
     return {
         "language": language, "questions": change.n, "before": change.before, "after": change.after,
         "difference": change.difference, "low": change.interval[0], "high": change.interval[1],
         "gained": change.gained, "lost": change.lost, "verdict": change.verdict,
-        **{name: drift.truncated for name, drift in cut.items()},
     }  # fmt: skip
 
 
@@ -55,16 +55,12 @@ def costs_of(folder: Path) -> Iterator[results.Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.recipe", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--name", required=True, help="of the result file: recipe-NAME.json")
-    parser.add_argument("--results", type=Path, default=results.FOLDER, help="folder of the result files")
-    options = parser.parse_args(argv)
+    options = results.folder_options("recipe", __doc__, argv)
     settings, _ = read_record(options.folder / "run.json", "pipeline")
     cpu = torch.device("cpu")
     stage = {"environment": results.environment(cpu), "command": "slamkern run --recipe NAME --out FOLDER"}
     study = {"model": Path(settings["model"]["name"]).name} | {
-        name: settings[name] for name in ("align", "probe", "select", "train", "evaluate") if name in settings
+        name: settings[name] for name in ("align", "probe", "select", "train", "evaluate")
     }
     study["evaluate"] = {name: value for name, value in study["evaluate"].items() if name != "data"}  # a place
     stages = {

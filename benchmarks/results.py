@@ -5,11 +5,13 @@ environment it was measured in, because stages may be measured again one by one.
 stage replaces only itself.
 """
 
+import argparse
 import datetime
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,15 @@ def load(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"device": None, "stages": {}}
     return dict(read_json(path))
+
+
+def folder_options(name: str, doc: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Of a command that puts what lies in a folder among the results: ``folder``, ``name``, ``results``."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--name", required=True, help=f"of the result file: {name}-NAME.json")
+    parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the result files")
+    return parser.parse_args(argv)
 
 
 def write_stage(

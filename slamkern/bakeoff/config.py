@@ -143,9 +143,10 @@ def changed(run: RunConfig, **sections: Mapping[str, Any]) -> RunConfig:
 def load_bakeoff(path: str | Path, overrides: Iterable[str] = ()) -> Bakeoff:
     """The configuration in a YAML file, changed by ``section.key=value``, checked."""
     values = read_yaml(Path(path))
-    section = values.pop("bakeoff", None) if isinstance(values, dict) else None
+    values = values if isinstance(values, dict) else {}
+    section = values.pop("bakeoff", None)
     if not isinstance(section, dict) or not isinstance(section.get("cells"), list):
-        found = " ".join(map(str, values)) if isinstance(values, dict) and values else "none"
+        found = " ".join(map(str, values)) or "none"
         raise SlamkernError(
             f"{path}: expected a section bakeoff with cells, such as bakeoff: {{cells: [{{name: low, layers:"
             f" 'lowest:4'}}]}}, beside the sections of a run; its other sections: {found}"

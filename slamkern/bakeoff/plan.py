@@ -16,15 +16,12 @@ from slamkern.bakeoff.config import Bakeoff, Cell
 from slamkern.bakeoff.layers import STATS, needed_files, number_of_layers
 from slamkern.bakeoff.supervisor import check_bakeoff, tasks_of
 from slamkern.bakeoff.trainable import attention_weights
-from slamkern.data.alignment import english_questions
 from slamkern.data.pairs import Pair
-from slamkern.modules.ffn_match import by_layer, find_ffns
-from slamkern.pipeline.plan import STATE_BYTES, Plan
+from slamkern.pipeline.plan import Plan, checkpoint_bytes, longest_examples
 from slamkern.pipeline.sections import RunConfig
-from slamkern.pipeline.stages import probe_texts, training_examples
+from slamkern.pipeline.stages import probe_texts, reply_questions
 from slamkern.selection.trainable import apply_selection
 from slamkern.training.batches import StepPlan, tokenize
-from slamkern.training.checkpoint import KEPT
 from slamkern.training.footprint import gigabytes, gradient_bytes, state_bytes
 
 
@@ -51,7 +48,8 @@ def plan_bakeoff(bakeoff: Bakeoff, folder: Path) -> list[tuple[str, str]]:
             work = 2.0 * count * (2 * (plan.parameters - _looked_up(plan.model)) + trained)
             everywhere = len({*seeds, *(final.seeds if final is not None else ())})
             flops, trainings = flops + everywhere * work, trainings + everywhere
-            disk += everywhere * trained * (plan.dtype.itemsize + KEPT * (plan.dtype.itemsize + STATE_BYTES))
+            size = plan.dtype.itemsize
+            disk += everywhere * (trained * size + checkpoint_bytes(trained, size))
             what = (
                 f"{trained:,} parameters ({100 * trained / plan.parameters:.2f} %), {count:,} tokens, at most"
                 f" {work:.3g} FLOPs, {gigabytes(_memory(plan, recipe, trained))} and activations"
@@ -76,7 +74,7 @@ def trained_parameters_of(model: Any, cell: Cell) -> int:
         head = model.get_output_embeddings()
         maps = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
         return sum(cell.rank * (module.in_features + module.out_features) for module in maps)
-    layers = range(number_of_layers(cell, len(by_layer(find_ffns(model)))))
+    layers = range(number_of_layers(cell, model.config.get_text_config().num_hidden_layers))
     if cell.train == "attention":
         return sum(parameter.numel() for layer in layers for parameter in attention_weights(model, layer))
     whole = sum(entry.parameter.numel() for entry in apply_selection(model, layers, cell.projections))
@@ -85,8 +83,7 @@ def trained_parameters_of(model: Any, cell: Cell) -> int:
 
 def _tokens(plan: Plan, recipe: RunConfig, aligned: Sequence[Pair]) -> int:
     """Of all steps, with replies as long as they may be."""
-    own = english_questions(aligned, recipe.align.questions) if recipe.align.needs_replies else []
-    pairs = training_examples(recipe, aligned, dict.fromkeys(own, " a" * recipe.align.max_new_tokens))
+    pairs = longest_examples(recipe, aligned, reply_questions(recipe, aligned, []))
     context = getattr(plan.shape, "max_position_embeddings", None)
     lengths = tokenize(pairs, plan.tokenizer, recipe.train, context=context).lengths.tolist()
     return sum(lengths[index] for step in StepPlan(lengths, recipe.train) for batch in step for index in batch)

@@ -10,7 +10,7 @@ from pathlib import Path
 from slamkern.bakeoff.layers import GRADIENT_NORM, STATS, WEIGHT_SNR
 from slamkern.bakeoff.rows import ROUNDS
 from slamkern.bakeoff.supervisor import tasks_of
-from slamkern.bakeoff.work import RECORD, REPLIES, read_bakeoff
+from slamkern.bakeoff.work import FACTS, RECORD, REPLIES, read_bakeoff
 from slamkern.errors import DamagedFileError, SlamkernError
 from slamkern.files import read_checked
 from slamkern.pipeline.verify import Check, checks, run_checks
@@ -20,8 +20,6 @@ from slamkern.schemas.check import NotNegative, Schema, check
 from slamkern.schemas.metrics import read_measurement
 from slamkern.schemas.predictions import KIND, SETTINGS_FILE
 from slamkern.schemas.replies import read_replies_file
-
-FACTS = "train/facts.json"
 
 
 class _LayerScores(Schema):
@@ -51,7 +49,7 @@ def _checks(folder: Path) -> Iterator[Check]:
         if (path := folder / name).exists():
             yield path, lambda read=read, path=path: read(path)  # type: ignore[misc]
     for seed in sorted((folder / "cells").glob("*/seed-*")):
-        if (facts := seed / FACTS).exists():
+        if (facts := seed / "train" / FACTS).exists():
             yield facts, lambda facts=facts: read_checked(facts)  # type: ignore[misc]
         for path in (seed / f"{name}.json" for name in ROUNDS):
             if path.exists():
@@ -71,7 +69,7 @@ def _cell(path: Path) -> None:
     cell, seed = path.parent.parent.name, path.parent.name
     if (values.get("cell"), f"seed-{values.get('seed')}") != (cell, seed):
         raise DamagedFileError(f"{path} is of cell {values.get('cell')!r} with seed {values.get('seed')}")
-    facts = path.parent / FACTS
+    facts = path.parent / "train" / FACTS
     if facts.exists() and values.get("training") != read_checked(facts):
         raise DamagedFileError(f"training in {path} is not what {facts} says")
     answers = path.with_suffix("") / SETTINGS_FILE

@@ -26,7 +26,7 @@ from slamkern.pipeline.config import build_config
 from slamkern.pipeline.loading import load_model
 from slamkern.run_folder import read_record
 
-KIND, RECORD, REPLIES = "bakeoff", "bakeoff.json", "replies.json"
+KIND, RECORD, REPLIES, FACTS = "bakeoff", "bakeoff.json", "replies.json", "facts.json"
 
 
 def read_bakeoff(folder: Path) -> Bakeoff:
@@ -116,7 +116,7 @@ def learn(
     from slamkern.training.loop import train
 
     out = work.folder / "cells" / cell.name / f"seed-{seed}" / "train"
-    facts_file = out / "facts.json"
+    facts_file = out / FACTS
     num_layers = model.config.get_text_config().num_hidden_layers
     selection = choose(cell, num_layers, work.folder, seed)
     saved = make_trainable(model, cell, selection, seed)

@@ -85,7 +85,9 @@ def read_evaluation(source: str | Path | EvaluationResult, rule: str = "standard
 
 def _inside(folder: Path) -> str:
     """Which evaluations a folder has in it, that of a run or of a bake-off: half a sentence."""
-    found = sorted(str(path.parent.relative_to(folder)) for path in folder.rglob(PREDICTIONS_FILE))
+    places = ("*", "evaluation/*", "cells/*/seed-*/*")
+    files = (path for place in places for path in folder.glob(f"{place}/{PREDICTIONS_FILE}"))
+    found = sorted(str(path.parent.relative_to(folder)) for path in files)
     return f", and in {folder} there are {', '.join(found[:4])}{' ...' * (len(found) > 4)}" if found else ""
 
 

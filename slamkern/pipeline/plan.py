@@ -36,6 +36,16 @@ NVLINK, NETWORK = 450e9, 50e9
 WAYS = {"replicated": "all weights in each", "sharded": "sharded with FSDP2"}
 
 
+def longest_examples(config: RunConfig, aligned: Sequence[Pair], questions: Sequence[str]) -> Sequence[Pair]:
+    """What would be trained on, with replies to ``questions`` that are as long as they may be."""
+    return training_examples(config, aligned, dict.fromkeys(questions, " a" * config.align.max_new_tokens))
+
+
+def checkpoint_bytes(trained: int, itemsize: int) -> int:
+    """Of the checkpoints that are kept: delta and optimizer each."""
+    return KEPT * trained * (itemsize + STATE_BYTES)
+
+
 class Plan:
     """Lines of a plan, (name, what) each; the model's dimensions and its tokenizer are read once."""
 
@@ -87,8 +97,7 @@ class Plan:
             self.lines.append(
                 ("replies", f"{len(questions):,} questions, {read:,} tokens read, at most {written:,} written")
             )
-        longest = dict.fromkeys(questions, " a" * section.max_new_tokens)
-        return training_examples(self.config, aligned, longest)
+        return longest_examples(self.config, aligned, questions)
 
     def train(self, pairs: Sequence[Pair], selection: LayerSelection | None) -> None:
         """Every step on these pairs; without a selection, of as many layers as will be chosen."""
@@ -126,7 +135,7 @@ class Plan:
                 ("  work", f"{what}; FLOPs and memory are not known for {self.shape.model_type} ({error})")
             )
         self.delta_bytes = trained * self.dtype.itemsize
-        self.checkpoint_bytes = KEPT * (self.delta_bytes + STATE_BYTES * trained)
+        self.checkpoint_bytes = checkpoint_bytes(trained, self.dtype.itemsize)
         delta, kept = gigabytes(self.delta_bytes), gigabytes(self.checkpoint_bytes)
         self.lines.append(("  disk", f"{delta} of trained weights, up to {kept} of checkpoints"))
 

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +11,8 @@ from support.machine_code import hot_part, instructions
 pytest.importorskip("triton")
 if importlib.util.find_spec("triton.backends.nvidia") is None:
     pytest.skip("this triton has no NVIDIA backend", allow_module_level=True)
+
+from benchmarks.machine_code import compile_kernels
 
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 
@@ -32,9 +32,7 @@ BUDGETS = GATE.read_budgets()
 
 def compiled(option):
     """What compile_kernels.py measures, in a process of its own."""
-    folders = (*SCRIPT.parents[2:0:-1], os.environ.get("PYTHONPATH", ""))  # where this Triton may be from
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(folder) for folder in folders if folder)}
-    done = subprocess.run([sys.executable, SCRIPT, option], capture_output=True, text=True, env=environment)
+    done = compile_kernels(option)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -5,14 +5,13 @@ from support.tiny_models import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import slamkern
+from benchmarks.launch_counts import WAITS
 from slamkern.data.packing import Example, collate
 from slamkern.modules.packed_attention import packed_attention
 from slamkern.ops.dispatch import backends
 from slamkern.selection.layers import LayerSelection
 from slamkern.training.loss import packed_loss, read_head
 from slamkern.training.optimizer import MasterAdamW
-
-WAITS = ("aten.nonzero", "aten._local_scalar_dense", "aten.is_nonzero", "aten.masked_select", "aten.unique")
 
 
 class Refusing(TorchDispatchMode):
