@@ -154,6 +154,15 @@ def test_the_sanitizers_summary_is_read():
     assert "Device not supported" in sanitize.verdict("memcheck", "========= Device not supported")["absent"]
 
 
+def test_each_tool_of_the_sanitizer_has_its_share_of_the_time(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(sanitize, "launch_every_kernel", lambda _: 0)
+    monkeypatch.setattr(sanitize, "check", lambda tool, seconds: asked.setdefault(tool, seconds) and {"tool": tool})
+    monkeypatch.setattr(sanitize.Stage, "save", lambda _: None)
+    assert sanitize.main(["--device", "cuda", "--minutes", "4"]) == 0
+    assert set(asked) == {"memcheck", "racecheck", "initcheck", "synccheck"} and min(asked.values()) > 50
+
+
 def test_hook_baseline_counts_what_the_recorder_counts():
     _, model, tokenizer = probe.model_of(CPU, dry=True)
     _, texts = probe.texts_of(1)

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from support.dispatched import Dispatched
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -227,3 +228,21 @@ def test_mistakes_are_one_line():
     module.weight.requires_grad_()
     with pytest.raises(SlamkernError, match="in FP8 requires a gradient"):
         weight_of(module)
+
+
+def test_products_of_one_input_or_one_gradient_share_what_they_can():
+    """One quantization for gate and up, one sum that both products are added to, and ones that are there already."""
+    terms = [(normal(5, 32, seed=seed), normal(32, 48, seed=seed)) for seed in range(2)]
+    with Dispatched() as dispatched:
+        input_gradient(*terms)
+    assert dispatched.ops == ["aten::mm", "aten::addmm"] and len(dispatched.results) == 1
+
+    weights = [linear(32, 48)[1].slamkern_fp8 for _ in range(2)]
+    quantized = []
+    for weight in weights:
+        weight.quantized = lambda x, *rest, of=weight: quantized.append(of) or FP8Weight.quantized(of, x, *rest)
+    project(normal(5, 48), *((weight, None) for weight in weights))
+    assert len(quantized) == 1
+    with Dispatched() as dispatched:
+        weights[0].input_gradient(normal(5, 32))
+    assert not any("ones" in op or "fill" in op for op in dispatched.ops)

@@ -13,6 +13,7 @@ from support.tiny_models import tiny_model
 pytest.importorskip("triton")
 import slamkern
 from benchmarks.launch_counts import stubbed_kernels
+from slamkern.kernels import launch
 from slamkern.modules import ffn as ffn_module
 
 # Calls that a forward makes, of functions in Python and in C (operators, methods of tensors), more than the stock one:
@@ -74,3 +75,33 @@ def test_the_count_sees_what_is_looked_up_anew_at_every_call(monkeypatch):
 
     monkeypatch.setattr(ffn_module, "is_plain", slow)
     assert extra_calls("training", True) > usual + 100
+
+
+def looked_up(model):
+    """Functions of slamkern.kernels that a second forward with statistics calls."""
+    ffn, x, ids = model.model.layers[0].mlp, torch.randn(1, 9, 32), torch.arange(9)[None] % 4
+    names = set()
+
+    def note(frame, event, _):
+        code = frame.f_code
+        if event == "call" and "slamkern/kernels" in code.co_filename:
+            names.add(code.co_name)
+
+    recording = slamkern.record_stats(model, list("abcd"))
+    with torch.no_grad(), stubbed_kernels(lambda _: None), recording as recorder, recorder.tokens(ids):
+        ffn(x)
+        sys.setprofile(note)
+        try:
+            ffn(x)
+        finally:
+            sys.setprofile(None)
+    return names
+
+
+def test_tiles_and_the_environment_are_looked_up_once(monkeypatch):
+    model = slamkern.patch_model(tiny_model("llama").requires_grad_(False), backend="triton")
+    once = {"strip", "whole_rows", "unavailable_reason", "_interpreted", "__getattr__"}
+    names = looked_up(model)
+    assert "swiglu_stats" in names and not names & once
+    monkeypatch.setattr(launch, "strip", launch.strip.__wrapped__)
+    assert looked_up(model) & once == {"strip"}

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from support.tiny_models import tiny_model
+from torch.utils.flop_counter import FlopCounterMode
 
 import slamkern
 from slamkern.selection.layers import LayerSelection
@@ -167,3 +168,20 @@ def test_an_optimizer_of_named_parameters_trains_them_and_a_state_dict_sets_them
     assert all(torch.equal(tensor, trained[name]) for name, tensor in llama.state_dict().items())
     slamkern.unpatch_model(llama)
     assert len(dict(llama.named_parameters())) == len(dict(tiny_model().named_parameters()))
+
+
+def test_their_gradients_are_products_of_the_selected_size():
+    """Gathered before the product, not after it: that would cost what training the whole weight does."""
+    work = {}
+    for trained in (False, True):
+        model = slamkern.patch_model(tiny_model())
+        selected(model)
+        ffn = model.model.layers[3].mlp  # not the lowest trained layer: its input has a gradient too
+        if not trained:
+            model.requires_grad_(False)
+        x = torch.randn(40, 32, requires_grad=True)
+        with FlopCounterMode(display=False) as counter:
+            ffn(x).sum().backward()
+        work[trained] = counter.get_total_flops()
+    dense = 2 * 40 * 32 * len(CHOSEN[3]) * 2  # rows of up, columns of down
+    assert dense <= work[True] - work[False] <= 1.15 * dense

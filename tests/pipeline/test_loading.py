@@ -61,6 +61,13 @@ def test_a_configuration_of_another_depth(folder: Path, layers: int, message: st
         load_model(str(folder))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_of_a_configuration_that_are_not_finite(folder: Path, value: float) -> None:
+    change_config(folder, rms_norm_eps=value)
+    with pytest.raises(SlamkernError, match=rf"has rms_norm_eps: {value}; expected a finite number"):
+        load_model(str(folder))
+
+
 def test_code_of_the_folder_is_not_run_and_nobody_is_asked(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from support.tiny_models import SHARED_DATA, tiny_model
 from torch import nn
 
 import slamkern
+import slamkern.probe.recorder as recorder_module
 from slamkern.modules.packed_attention import supports_packing
 
 TEXTS = {
@@ -92,6 +93,17 @@ def test_result_does_not_depend_on_batching_order_or_groups(tiny_tokenizer):
     assert torch.equal(many.active[rows], one.active)
     torch.testing.assert_close(many.mean[rows], one.mean, rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(many.m2[rows], one.m2, rtol=1e-12, atol=1e-13)
+
+
+def test_the_order_of_a_batchs_tokens_is_planned_once_for_all_layers(monkeypatch, llama):
+    planned, plan = [], recorder_module.plan_rows
+    monkeypatch.setattr(recorder_module, "plan_rows", lambda *given: planned.append(given[1]) or plan(*given))
+    ids = torch.arange(9)[None]
+    with slamkern.record_stats(slamkern.patch_model(llama), ["en", "de"]) as recorder:
+        for _ in range(2):
+            with recorder.tokens(ids % 2), torch.no_grad():
+                llama(input_ids=ids + 3)
+    assert len(planned) == 2
 
 
 def test_padded_batches_give_what_packed_ones_do(tiny_tokenizer, monkeypatch):

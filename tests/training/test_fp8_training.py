@@ -7,6 +7,8 @@ import pytest
 import torch
 from support.tiny_models import tiny_model
 from support.tiny_training import CONFIG, PAIRS, SELECTION, lines, same_weights, selected
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import slamkern
 from slamkern.bench.runner import Runner
@@ -14,7 +16,7 @@ from slamkern.bench.variants import VARIANTS, Settings
 from slamkern.bench.workload import HalfBytes, real_pairs, shape_builder
 from slamkern.errors import SlamkernError
 from slamkern.modules.fp8_linear import FP8Linear
-from slamkern.training import loop
+from slamkern.training import fp8, loop
 from slamkern.training.checkpoint import load_delta
 from slamkern.training.fp8 import frozen_in_fp8
 from slamkern.training.memory_budget import footprint
@@ -129,3 +131,25 @@ def test_the_command_line_and_yaml_take_it(tmp_path, capsys):
     assert main(["train", *options]) == 2
     error = capsys.readouterr().err
     assert "command line: train.frozen_precision: Input should be 'model' or 'fp8', not 'int8'" in error
+
+
+def test_originals_are_put_away_in_pinned_memory(monkeypatch):
+    """Noted for CUDA tensors without data: without a GPU nothing can be pinned."""
+    made, empty = [], torch.empty
+
+    def noted(*shape, pin_memory=False, **options):
+        if pin_memory:
+            made.append((tuple(shape[0]), options["device"]))
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(fp8, "_check", lambda *_: None)  # it asks the GPU for its capability
+    model = slamkern.patch_model(selected()).to(torch.bfloat16)
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                there = torch.empty(weight.shape, dtype=weight.dtype, device="cuda")
+                setattr(module, name, nn.Parameter(there, requires_grad=weight.requires_grad))
+        monkeypatch.setattr(torch, "empty", noted)
+        with frozen_in_fp8(model):
+            chosen = [module for module in model.modules() if isinstance(module, FP8Linear)]
+            assert chosen and made == [(tuple(module.weight.shape), "cpu") for module in chosen]
