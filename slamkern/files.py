@@ -163,15 +163,20 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
     DamagedFileError where anything in it is not what was written.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DamagedFileError(f"{path} does not exist; expected a {kind} file")
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = dict(opened.metadata() or {})
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise DamagedFileError(f"{path} is not a {kind} file: truncated or not safetensors ({reason})") from error
+    while True:
+        if not path.is_file():
+            raise DamagedFileError(f"{path} does not exist; expected a {kind} file")
+        before = file_identity(path)
+        try:
+            tensors, metadata = _read_tensors(path)
+            problem = None
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            problem = error
+        if file_identity(path) == before:
+            break  # safetensors opens a file twice: one that is replaced meanwhile would be half the old, half the new
+    if problem is not None:
+        reason = " ".join(str(problem).split())
+        raise DamagedFileError(f"{path} is not a {kind} file: truncated or not safetensors ({reason})") from problem
     if "slamkern_version" not in metadata:
         raise DamagedFileError(f"{path} is not a {kind} file: safetensors, but not written by slamkern")
     if metadata.pop("checksum", None) != _checksum(metadata):
@@ -182,6 +187,25 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
         if written.get(name) != found.get(name):
             raise DamagedFileError(f"{path} is damaged: {name!r} is not what was written; restore or make it again")
     return tensors, values
+
+
+def file_identity(path: str | Path) -> tuple[int, ...] | None:
+    """What differs when a file was written again or replaced: device, inode, bytes, modified and changed (ns).
+
+    None where there is no file; of a link, that of the file it leads to. Nothing but the kernel sets the last number:
+    a time of modification that was put back does not hide a change.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+        return tensors, dict(opened.metadata() or {})
 
 
 def _checksum(encoded: Mapping[str, str]) -> str:

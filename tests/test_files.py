@@ -4,11 +4,13 @@ import json
 import os
 import struct
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
 
+from slamkern import files
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.predictions import PredictionLog
 from slamkern.files import atomic_folder, load_tensors, save_tensors, write_json, write_text
@@ -103,6 +105,22 @@ def test_predictions_are_on_disk_before_the_record_that_knows_their_hash(tmp_pat
     assert synced == ["sync predictions", "rename predictions", folder, "sync evaluation", "rename evaluation", folder]
 
 
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    opened = files.safe_open
+
+    def replaced_meanwhile(*arguments, **options):
+        file = opened(*arguments, **options)  # has read the header, no tensor
+        if contents:
+            save_tensors(path, {"a": torch.full((5,), contents.pop())}, METADATA)
+        return file
+
+    monkeypatch.setattr(files, "safe_open", replaced_meanwhile)
+    contents = [3.0, 2.0]
+    save_tensors(path, {"a": torch.full((5,), 1.0)}, METADATA)
+    assert load_tensors(path, "test")[0]["a"].tolist() == [3.0] * 5 and not contents
+
+
 def in_processes(count, work):
     """``work(number)`` in so many processes at once; whether each ended without an error."""
     begin, go = os.pipe()
@@ -115,6 +133,8 @@ def in_processes(count, work):
                 os.read(begin, 1)  # until the last one is there
                 work(number)
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         children.append(child)
