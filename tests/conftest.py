@@ -1,10 +1,15 @@
 """The environment every test runs in, and fixtures that many share."""
 
 import os
+import tempfile
 
 # One thread a process: the models here are too small to share, and test processes run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What runs keep for the next one (tables, hashes of weights) is of this process and those that it starts.
+if "HF_HOME" not in os.environ:
+    _home = tempfile.TemporaryDirectory(prefix="slamkern-tests-")
+    os.environ["HF_HOME"] = _home.name
 
 import torch
 

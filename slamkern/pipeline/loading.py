@@ -78,7 +78,7 @@ def _smollm2_file() -> Path:
     return files[0]
 
 
-def _source(spec: str) -> tuple[str, dict[str, Any]]:
+def source_of(spec: str) -> tuple[str, dict[str, Any]]:
     """Where transformers finds the spec: (name or path, extra arguments)."""
     if not spec:
         raise SlamkernError("no model given: use --model or model.name (a folder, a .gguf file, a hub id, or smollm2)")
@@ -121,7 +121,7 @@ def load_model(
         SlamkernError: one line for a missing folder, package or device, an unreachable hub id, an unknown model type,
             code or pickles that were not allowed, missing, unexpected or misshapen weights.
     """
-    source, extra = _source(spec)
+    source, extra = source_of(spec)
     where = resolve_device(device)
     precision = resolve_dtype(dtype, where)
     import transformers
@@ -147,7 +147,7 @@ def load_tokenizer(spec: str, *, trust_remote_code: bool = False) -> Any:
     import transformers
 
     config = load_config_of(spec, trust_remote_code=trust_remote_code)
-    source, extra = _source(spec)
+    source, extra = source_of(spec)
     with _in_one_line(f"cannot load the tokenizer of {spec!r}", source):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
         if extra and isinstance(config.eos_token_id, int):
@@ -158,7 +158,7 @@ def load_tokenizer(spec: str, *, trust_remote_code: bool = False) -> Any:
 
 def load_config_of(spec: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a model alone, without its weights; raises as :func:`load_model` does."""
-    source, extra = _source(spec)
+    source, extra = source_of(spec)
     with _in_one_line(f"cannot load model {spec!r}", source):
         return read_config(source, trust_remote_code=trust_remote_code, **extra)
 

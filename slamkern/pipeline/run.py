@@ -26,10 +26,10 @@ from typing import Any
 
 from slamkern import distributed
 from slamkern.data.pairs import Pair
-from slamkern.digests import state_digest
 from slamkern.errors import SlamkernError
 from slamkern.files import write_checked
 from slamkern.modules.patch import patch_model
+from slamkern.pipeline.base_weights import BaseWeights
 from slamkern.pipeline.checks import check_run
 from slamkern.pipeline.config import RunConfig
 from slamkern.pipeline.loading import describe, load_model
@@ -130,8 +130,9 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
     from slamkern.training.loop import train
 
     config, out = claimed.config, claimed.out
+    source = BaseWeights(config.model)
     model, tokenizer = load_model(**config.model.arguments())
-    base_weights = claimed.bind(state_digest(model.state_dict()))
+    base_weights = claimed.bind(source.digest(model))
     patch_model(model)
     log.info("%s: %s", config.model.name, describe(model))
 
