@@ -22,6 +22,10 @@ from torch import Tensor, nn
 from slamkern.errors import SlamkernError
 
 T = TypeVar("T")
+_LAUNCHERS_NAMES = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_",
+    "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_",
+)  # fmt: skip
 TIMEOUT = timedelta(minutes=30)  # what a process waits for the others: a checkpoint, the longest answers
 
 
@@ -40,7 +44,7 @@ def join(timeout: timedelta = TIMEOUT) -> None:
         raise SlamkernError(
             f"{launched()} processes were started (WORLD_SIZE); they need accelerate: pip install 'slamkern[scale]'"
         ) from None
-    with _reaching_others():
+    with reaching_others():
         if torch.cuda.is_available():
             PartialState(backend="cpu:gloo,cuda:nccl", timeout=timeout)
         else:
@@ -71,6 +75,16 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def environment_alone() -> dict[str, str]:
+    """The environment for a program that is no process of the job but has the GPU of this one."""
+    values = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHERS_NAMES)}
+    if launched() > 1:
+        visible = values.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        values["CUDA_VISIBLE_DEVICES"] = ",".join(devices[local_rank() : local_rank() + 1])
+    return values
+
+
 def unwrapped(model: Any) -> Any:
     """The model inside DistributedDataParallel, whose own forward waits for all processes; any other model itself."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
@@ -80,7 +94,7 @@ def sum_(tensors: Iterable[Tensor]) -> None:
     """Add up tensors, of the same shapes in all processes, in place; the sums are bitwise the same everywhere."""
     if world_size() == 1:
         return
-    with _reaching_others():
+    with reaching_others():
         running = [(tensor, sent := _sendable(tensor), dist.all_reduce(sent, async_op=True)) for tensor in tensors]
         for tensor, sent, work in running:
             work.wait()
@@ -92,7 +106,7 @@ def largest(*values: float) -> list[float]:
     """The largest of each value over all processes: whether any wants something, how much the hungriest took."""
     if world_size() == 1:
         return list(values)
-    with _reaching_others():
+    with reaching_others():
         tensor = _sendable(torch.tensor(values, dtype=torch.float64))
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor.tolist()
@@ -102,7 +116,7 @@ def gather(tensor: Tensor) -> list[Tensor]:
     """The tensors of all processes, of one shape, in the order of their ranks; where this one's is."""
     if world_size() == 1:
         return [tensor]
-    with _reaching_others():
+    with reaching_others():
         sent = _sendable(tensor.contiguous())
         parts = [torch.empty_like(sent) for _ in range(world_size())]
         dist.all_gather(parts, sent)
@@ -114,7 +128,7 @@ def gather_objects(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    with _reaching_others():
+    with reaching_others():
         dist.all_gather_object(values, value)
     return values
 
@@ -129,7 +143,7 @@ def on_main(work: Callable[[], T]) -> T:
             outcome[0] = work()
         except Exception as error:
             outcome[1] = error if _survives_pickling(error) else RuntimeError(f"{type(error).__name__}: {error}")
-    with _reaching_others():
+    with reaching_others():
         dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]
@@ -189,7 +203,7 @@ def _survives_pickling(error: Exception) -> bool:
 
 
 @contextmanager
-def _reaching_others() -> Iterator[None]:
+def reaching_others() -> Iterator[None]:
     """Turn what torch says when a process is gone, or silent for too long, into one line."""
     try:
         yield

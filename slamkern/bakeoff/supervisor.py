@@ -1,5 +1,8 @@
 """Runs a bake-off: what is not done yet, in processes of their own, some at a time; the same command goes on.
 
+Started by ``accelerate launch`` or ``torchrun``, every process of the job takes what is next and works on it alone, on
+the GPU that is its own: cells are many and need nothing of each other.
+
     bakeoff.json           the record: the sections, and the cells with what they were run as
     replies.json, stats.safetensors, weight_snr.json, gradient_norm.json     what is known of the base model
     cells/NAME/seed-N/     train/ (log, checkpoints, delta), screen.json, final.json and the answers of each
@@ -22,6 +25,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from slamkern import distributed
+from slamkern.bakeoff.board import Board
 from slamkern.bakeoff.config import BASE, Bakeoff, Cell
 from slamkern.bakeoff.layers import GRADIENT_NORM, check_layers_of, needed_files
 from slamkern.bakeoff.page import write_page
@@ -94,13 +99,16 @@ def run(
 ) -> list[str]:
     """Work through the cells, ``lanes`` processes at a time; returns the names of the tasks that failed.
 
+    Of several processes of a job, each works through what the others have not taken, with so many lanes.
+
     SlamkernError before anything is written for a folder of another bake-off, a cell that was run as something else,
     and as :func:`check_bakeoff`.
     """
     check_bakeoff(bakeoff)
     with _stopped_by_signals(), RunFolder(out, KIND, record=RECORD, results=["cells", REPLIES]) as folder:
         _claim(folder, bakeoff)
-        return _work(bakeoff, out, lanes, threads or max(1, (os.cpu_count() or 1) // lanes), pause, say)
+        shared = lanes * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return _work(bakeoff, out, lanes, threads or max(1, (os.cpu_count() or 1) // shared), pause, say)
 
 
 def check_bakeoff(bakeoff: Bakeoff) -> tuple[Sequence[Pair], list[Pair]]:
@@ -154,13 +162,14 @@ def _claim(folder: RunFolder, bakeoff: Bakeoff) -> None:
 def _work(
     bakeoff: Bakeoff, out: Path, lanes: int, threads: int, pause: Path | None, say: Callable[[str], None]
 ) -> list[str]:
+    board = Board()
     running: list[Task] = []
-    failed: list[str] = []
     paused = False
     written = time.monotonic()
+    who = f"process {distributed.rank()}: " if distributed.world_size() > 1 else ""
 
     def tell(task: Task, what: str) -> None:
-        say(f"{time.strftime('%H:%M:%S')} {task.name} {what}")
+        say(f"{time.strftime('%H:%M:%S')} {who}{task.name} {what}")
 
     try:
         while True:
@@ -170,22 +179,24 @@ def _work(
                     task.send(signal.SIGSTOP if paused else signal.SIGCONT)
             for task in [task for task in running if task.ended]:
                 running.remove(task)
-                done = task.file.exists()
-                failed += [] if done else [task.name]
-                tell(task, "done" if done else _last_words(out, task))
-                if time.monotonic() - written > SECONDS_BETWEEN_TABLES:
+                board.end(task.name)
+                tell(task, "done" if task.file.exists() else _last_words(out, task))
+                if distributed.is_main() and time.monotonic() - written > SECONDS_BETWEEN_TABLES:
                     write_results(bakeoff, out)
                     written = time.monotonic()
-            following = _next(tasks_of(bakeoff, out), running, failed) if len(running) < lanes and not paused else None
+            busy = board.busy  # before looking: where nobody worked, everything that can be begun is seen
+            following = _next(tasks_of(bakeoff, out), board) if len(running) < lanes and not paused else None
             if following is not None:
                 running.append(following)  # before it begins: a signal may come at any time
                 _start(following, out, threads)
                 tell(following, "started")
-            elif running or paused:
+            elif paused or busy or board.busy:
                 time.sleep(0.2)
             else:
-                write_results(bakeoff, out)
-                return failed
+                break
+        if distributed.is_main():
+            write_results(bakeoff, out)
+        return [task.name for task in tasks_of(bakeoff, out) if not task.file.exists() and board.taken(task.name)]
     finally:
         for task in running:
             task.send(signal.SIGCONT)
@@ -203,17 +214,16 @@ def write_results(bakeoff: Bakeoff, folder: Path) -> None:
         write_page(bakeoff, rows, folder)
 
 
-def _next(tasks: Sequence[Task], running: Sequence[Task], failed: Sequence[str]) -> Task | None:
-    busy = {*failed, *(task.name for task in running)}
-    ready = (task for task in tasks if not task.file.exists() and task.name not in busy)
-    return next((task for task in ready if all(path.exists() for path in task.after)), None)
+def _next(tasks: Sequence[Task], board: Board) -> Task | None:
+    ready = (task for task in tasks if not task.file.exists() and all(path.exists() for path in task.after))
+    return next((task for task in ready if board.take(task.name)), None)
 
 
 def _start(task: Task, out: Path, threads: int) -> None:
     log = out / "logs" / f"{task.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "slamkern.bakeoff.work", str(out), *task.arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = distributed.environment_alone() | {"OMP_NUM_THREADS": str(threads)}
     with log.open("ab") as lines:
         # A group of its own: Ctrl-C reaches it through `finally`, once.
         task.process = subprocess.Popen(command, stdout=lines, stderr=lines, env=environment, start_new_session=True)

@@ -92,11 +92,15 @@ def weight_distance(base: nn.Module, trained: nn.Module) -> dict[str, Any]:
         if not before.is_floating_point() or before.data_ptr() in seen:  # a tied weight counts once
             continue
         seen.add(before.data_ptr())
-        squared = float(before.float().square().sum(dtype=torch.float64))
+        squared = _squared_norm(before)
         total += squared
         if not torch.equal(before, state[name]):
             names += 1
             changed += squared
-            moved += float((state[name].float() - before.float()).square().sum(dtype=torch.float64))
+            moved += _squared_norm(state[name].float() - before.float())
     relative = {"changed": (moved / changed) ** 0.5 if changed else 0.0, "all": (moved / total) ** 0.5}
     return {"tensors": names, "relative": relative["changed"], "relative_to_model": relative["all"]}
+
+
+def _squared_norm(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.float(), dtype=torch.float64)) ** 2

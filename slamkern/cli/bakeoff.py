@@ -1,10 +1,12 @@
 """``slamkern bakeoff``: what to train, compared on one model."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from slamkern import distributed
 from slamkern.cli.options import Config, DryRun, Out, Set, print_plan, say
 from slamkern.errors import SlamkernError
 
@@ -13,10 +15,8 @@ def bakeoff(
     out: Out,
     config: Config = None,
     overrides: Set = None,
-    lanes: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 1,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Of each process; without it, the cores are shared.")
-    ] = None,
+    lanes: Annotated[int, typer.Option(min=1, help="Cells at a time, in each process of a job.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each cell; without it, the cores are shared.")] = None,
     pause_file: Annotated[Path | None, typer.Option(help="While this file exists, the processes are stopped.")] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -35,10 +35,12 @@ def bakeoff(
 
         print_plan(plan_bakeoff(settings, out))
         return
-    failed = run(settings, out, lanes=lanes, threads=threads, pause=pause_file, say=say)
+    told = partial(say, err=not distributed.is_main())  # only the main process has a standard output
+    failed = run(settings, out, lanes=lanes, threads=threads, pause=pause_file, say=told)
     print_table(read_rows(settings, out))
     say(f"{out}: table.csv, table.json, report.html")
-    if failed:
+    # Of a job, the main process alone: where another fails first, launchers end the rest, and this one still writes.
+    if failed and distributed.is_main():
         say(f"failed: {', '.join(failed)}; their last words are in {out / 'logs'}", err=True)
         raise typer.Exit(1)
 

@@ -28,7 +28,7 @@ RESUME = {
     "train": "; the same command with --resume goes on",
     **dict.fromkeys(("run", "demo", "evaluate", "compare", "bakeoff"), "; the same command goes on from here"),
 }
-JOINT = ("probe", "train", "evaluate", "run")  # what several processes do together
+JOINT = ("probe", "train", "evaluate", "run", "bakeoff")  # what several processes do together
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ are dealt out, by tokens.
 """
 
 import logging
+import math
 import random
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -188,7 +189,7 @@ def mean_loss(
 
     head: what ``read_head`` returned; the default reads it. packing: None packs a model that can be packed. The modes
     of the model are kept. Each process of a job computes a share of the batches, and all return the same. SlamkernError
-    where no token is supervised.
+    where no token is supervised, and for a loss that is not finite.
     """
     if not (supervised := supervised_tokens(examples)):
         raise SlamkernError(f"none of the {len(examples)} examples has a token with a loss")
@@ -210,7 +211,12 @@ def mean_loss(
                 loss = float(sum_loss(model, checked, batch, packing))
                 total += loss if place < len(plan) else 0.0
     distributed.sum_([total])
-    return float(total) / supervised
+    if not math.isfinite(loss := float(total) / supervised):
+        raise SlamkernError(
+            f"the loss of {len(examples)} examples is {loss}: the weights are out of what {model.dtype} computes with;"
+            " train with a lower learning_rate"
+        )
+    return loss
 
 
 def supervised_tokens(batch: Sequence[Example]) -> int:

@@ -46,4 +46,4 @@ def test_a_mistake_is_said_once(model, tmp_path, capfd):
     assert line.startswith("error: process ") and "selection.json" in line
     assert launch(2, lambda _: main(["export", "--model", str(model), "--out", str(tmp_path)])) == [2, 2]
     (line,) = capfd.readouterr().err.splitlines()
-    assert "several processes do probe, train, evaluate, run; start export in one alone" in line
+    assert "several processes do probe, train, evaluate, run, bakeoff; start export in one alone" in line

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from support.tiny_models import tiny_model
 from support.tiny_training import CONFIG, PAIRS
 
@@ -47,3 +48,12 @@ def test_the_held_out_loss_does_not_depend_on_the_batching(family, tokens_per_ba
         mean_loss(model, [Example((1, 4, 6), (3, IGNORE, IGNORE))])  # the first token follows nothing
     assert supervised_tokens(EXAMPLES) == 15 + 2 + 7 + 28 + 1
     assert model.training
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_loss_that_is_not_finite_is_refused(value):
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = value
+    with pytest.raises(SlamkernError, match=r"the loss of .* examples is (nan|inf): .*learning_rate"):
+        mean_loss(model, EXAMPLES)
