@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from slamkern import distributed
-from slamkern.cli.options import Config, DryRun, Out, Set, print_plan, say
+from slamkern.cli.options import Config, DryRun, DryRunOn, Out, Set, print_plan, say
 from slamkern.errors import SlamkernError
 
 
@@ -19,6 +19,7 @@ def bakeoff(
     threads: Annotated[int | None, typer.Option(min=1, help="Of each cell; without it, the cores are shared.")] = None,
     pause_file: Annotated[Path | None, typer.Option(help="While this file exists, the processes are stopped.")] = None,
     dry_run: DryRun = False,
+    dry_run_on: DryRunOn = None,
 ) -> None:
     """Full fine-tuning, LoRA, layers, neurons on the same examples: one table, one page. The same command resumes."""
     from slamkern.bakeoff.config import load_bakeoff
@@ -30,10 +31,11 @@ def bakeoff(
             "no bake-off given: use --config FILE, with the sections of a run and bakeoff: {cells: ...}"
         )
     settings = load_bakeoff(config, overrides or ())
-    if dry_run:
+    if dry_run or dry_run_on:
         from slamkern.bakeoff.plan import plan_bakeoff
+        from slamkern.pipeline.launch import read_launch
 
-        print_plan(plan_bakeoff(settings, out))
+        print_plan(plan_bakeoff(settings, out, read_launch(dry_run_on)))
         return
     told = partial(say, err=not distributed.is_main())  # only the main process has a standard output
     failed = run(settings, out, lanes=lanes, threads=threads, pause=pause_file, say=told)

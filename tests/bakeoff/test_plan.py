@@ -11,8 +11,15 @@ from slamkern.bakeoff.config import Cell
 from slamkern.bakeoff.plan import plan_bakeoff, trained_parameters_of
 from slamkern.bakeoff.trainable import make_trainable
 from slamkern.errors import SlamkernError
+from slamkern.pipeline.launch import Launch
+from slamkern.pipeline.loading import load_tokenizer
+from slamkern.pipeline.plan import longest_examples
+from slamkern.pipeline.stages import alignment_pairs, reply_questions
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trained_parameters
+from slamkern.training.batches import tokenize
+from slamkern.training.footprint import gigabytes
+from slamkern.training.shape_memory import shape_footprint
 
 CELLS = [
     {"name": "full", "train": "full"},
@@ -53,6 +60,42 @@ def test_a_plan_counts_trainings_and_answers_and_writes_nothing(tmp_path):
     # base once, six cells with two seeds each; then base and two finalists with two seeds each.
     assert (plan["screen"], plan["final"]) == ("answers of 13 models", "answers of 5 models")
     assert plan["tasks"] == "1 of 15 done, without the final"
+
+
+def test_memory_of_a_cell_is_that_of_its_step_and_processes_shorten_the_sum(tmp_path):
+    cells = [*CELLS, {"name": "neurons", "neurons": 0.25}, {"name": "whole"}]
+    bakeoff = tiny_bakeoff(tmp_path, cells)
+    alone = dict(plan_bakeoff(bakeoff, tmp_path / "out"))
+    of_eight = dict(plan_bakeoff(bakeoff, tmp_path / "out", Launch(8, 1)))
+    assert {name for name in alone if alone[name] != of_eight[name]} == {"all trainings"}
+    assert "on 8 H100s" in of_eight["all trainings"] and "on an H100" in alone["all trainings"]
+    assert "and activations" in alone["lora"] and "and activations" not in alone["full"]
+
+    config = ending_model().config
+    examples = tokenize(longest(bakeoff), tokenizer_of(bakeoff), bakeoff.run.train)
+    lengths, labels = examples.lengths.tolist(), examples.supervised.tolist()
+    assert sum(lengths) <= 1024  # one batch
+    for name, part, layers, projections in [
+        ("full", "full", range(2), ()),
+        ("one", "ffn", range(1), ("up", "down")),
+        ("scored", "ffn", range(1), ("gate", "up", "down")),
+        ("attention", "attention", range(1), ()),
+        ("whole", "ffn", range(2), ("up", "down")),
+    ]:
+        step = shape_footprint(config, layers, part=part, projections=projections, itemsize=4)
+        total = gigabytes(step.total(sum(lengths), supervised=sum(labels)))
+        assert f" FLOPs, {total}; seed" in alone[name], name
+    memory = {name: float(re.search(r"FLOPs, ([\d.e-]+) GB", alone[name])[1]) for name in ("neurons", "whole", "one")}
+    assert memory["one"] < memory["neurons"] < memory["whole"]
+
+
+def longest(bakeoff):
+    aligned, _ = alignment_pairs(bakeoff.run)
+    return longest_examples(bakeoff.run, aligned, reply_questions(bakeoff.run, aligned, []))
+
+
+def tokenizer_of(bakeoff):
+    return load_tokenizer(bakeoff.run.model.name)
 
 
 def test_what_a_bakeoff_would_refuse_its_plan_refuses(tmp_path):

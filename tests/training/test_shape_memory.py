@@ -1,12 +1,15 @@
 """Memory computed from a shape is the memory measured on models of it, and 7B fits where it is said to fit."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import slamkern
+from slamkern.bakeoff.config import Cell
+from slamkern.bakeoff.trainable import make_trainable
 from slamkern.bench.memory_table import memory_rows
 from slamkern.bench.workload import even_lengths, shape_builder, shape_config
 from slamkern.cli.bench import bench
@@ -44,6 +47,45 @@ def test_the_computed_footprint_is_the_measured_one(dtype, layers, changes):
         measured = footprint(model, accumulation=accumulation)
         computed = shape_footprint(model.config, layers, itemsize=dtype.itemsize, accumulation=accumulation)
         assert computed == measured
+
+
+# What else a bake-off trains; everything is of all layers.
+PARTS = [
+    ("ffn", ("gate", "up", "down")),
+    ("ffn", ("up",)),
+    ("ffn", ("down",)),
+    ("attention", ()),
+    ("full", ()),
+]
+
+
+def trained_part(part, projections, dtype, layers, changes):
+    """(model, layers of which the part is trained)."""
+    model = shape_builder("tiny", CPU, dtype, **changes)()
+    if part == "ffn":
+        slamkern.apply_selection(slamkern.patch_model(model), layers, projections)
+        return model, layers
+    make_trainable(model, Cell(name="cell", train=part), SimpleNamespace(layers=layers), seed=0)
+    return model, layers if part == "attention" else range(model.config.num_hidden_layers)
+
+
+@pytest.mark.parametrize(("part", "projections"), PARTS)
+@pytest.mark.parametrize(("dtype", "layers", "changes"), SHAPES)
+def test_the_footprint_of_other_parts_is_the_measured_one(part, projections, dtype, layers, changes):
+    model, layers = trained_part(part, projections, dtype, layers, changes)
+    for accumulation in (1, 2):
+        measured = footprint(model, accumulation=accumulation)
+        assert measured == shape_footprint(
+            model.config, layers, part=part, projections=projections, itemsize=dtype.itemsize, accumulation=accumulation
+        )
+
+
+@pytest.mark.parametrize(("part", "projections"), PARTS)
+@pytest.mark.parametrize(("dtype", "layers", "changes"), SHAPES)
+def test_the_peak_of_other_parts_is_within_a_tenth(part, projections, dtype, layers, changes):
+    model, layers = trained_part(part, projections, dtype, layers, changes)
+    computed = shape_footprint(model.config, layers, part=part, projections=projections, itemsize=dtype.itemsize)
+    assert computed.total(1024) == pytest.approx(peak_of_a_step(model, ()), rel=0.1)
 
 
 def test_fp8_keeps_one_copy_of_a_frozen_weight():
