@@ -5,7 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from slamkern.cli.options import AllowPickle, Config, Languages, Set, TrustRemoteCode, configure, model_options, say
+from slamkern.cli.options import (
+    AllowPickle,
+    Config,
+    DryRun,
+    Languages,
+    Set,
+    TrustRemoteCode,
+    configure,
+    model_options,
+    print_plan,
+    say,
+)
 from slamkern.errors import SlamkernError
 from slamkern.run_folder import HeldFolder
 
@@ -48,6 +59,7 @@ def compare(
     ] = None,
     trust_remote_code: TrustRemoteCode = None,
     allow_pickle: AllowPickle = None,
+    dry_run: DryRun = False,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -67,9 +79,18 @@ def compare(
             config, overrides, model=model_options(before, trust_remote_code, allow_pickle), data={"path": data},
             evaluate={"languages": languages, "limit": limit},
         )  # fmt: skip
+        if dry_run:
+            from slamkern.pipeline.two_models import plan_two
+
+            tuned, asked = _asked(settings, after, delta, questions)
+            print_plan(plan_two(settings, tuned, asked, delta=delta is not None))
+            return
         first, second = _ask(settings, after, delta, questions, out)
     else:
-        given = {"--delta": delta, "--data": data, "--limit": limit, "--config": config, "--set": overrides}
+        given = {
+            "--delta": delta, "--data": data, "--limit": limit, "--config": config, "--set": overrides,
+            "--dry-run": dry_run,
+        }  # fmt: skip
         if used := [name for name, value in given.items() if value]:
             raise SlamkernError(f"{' '.join(used)} is for comparing models: give --questions too")
         for side in filter(None, (before, after)):
@@ -92,14 +113,25 @@ def compare(
 
 def _ask(settings: Any, after: str | None, delta: Path | None, questions: str, out: Path | None) -> tuple[Path, Path]:
     """Both models' answers, as two evaluation folders."""
-    from slamkern.data.own_questions import TASK, load_questions
-    from slamkern.data.tasks import TASKS, load_task
+    from slamkern.data.own_questions import TASK
+    from slamkern.data.tasks import TASKS
     from slamkern.pipeline.two_models import evaluate_two
+
+    if out is None:
+        raise SlamkernError("--questions needs --out, the folder that keeps the answers")
+    tuned, asked = _asked(settings, after, delta, questions)
+    return evaluate_two(
+        settings, tuned, asked, out, task=questions if questions in TASKS else TASK, delta=delta is not None
+    )
+
+
+def _asked(settings: Any, after: str | None, delta: Path | None, questions: str) -> tuple[str | Path, Any]:
+    """(what the second model is, the questions)."""
+    from slamkern.data.own_questions import load_questions
+    from slamkern.data.tasks import TASKS, load_task
 
     if (after is None) == (delta is None):
         raise SlamkernError("with --questions give a second model or --delta, one of them")
-    if out is None:
-        raise SlamkernError("--questions needs --out, the folder that keeps the answers")
     section = settings.evaluate
     if questions in TASKS:
         asked = load_task(questions, section.languages, section.data, section.limit)
@@ -107,9 +139,7 @@ def _ask(settings: Any, after: str | None, delta: Path | None, questions: str, o
         asked = load_questions(questions, section.languages, section.limit)
     tuned = delta if after is None else after
     assert tuned is not None
-    return evaluate_two(
-        settings, tuned, asked, out, task=questions if questions in TASKS else TASK, delta=delta is not None
-    )
+    return tuned, asked
 
 
 def _margins(given: list[str]) -> tuple[float, dict[str, float]]:

@@ -9,7 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from slamkern.cli.options import Config, Data, Languages, Model, Out, Set, configure, load, say
+from slamkern.cli.options import (
+    Config,
+    Data,
+    DryRun,
+    Languages,
+    Model,
+    Out,
+    Set,
+    configure,
+    load,
+    plan_for,
+    print_plan,
+    say,
+)
 from slamkern.errors import SlamkernError
 from slamkern.run_folder import HeldFolder
 
@@ -86,6 +99,7 @@ def sweep(
     model: Model = None,
     data: Data = None,
     languages: Languages = None,
+    dry_run: DryRun = False,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -93,11 +107,18 @@ def sweep(
     from slamkern.data.prompts import get_prompt
     from slamkern.data.tokenization import tokenize_pairs
     from slamkern.pipeline.stages import alignment_pairs
+    from slamkern.schemas.training import read_delta
     from slamkern.training.delta import blend_deltas, sweep_scale
 
     settings = configure(config, overrides, model={"name": model}, data={"path": data, "languages": languages})
     tried = _numbers(scales, "--scales")
     _, held_out = alignment_pairs(settings)
+    if dry_run:
+        read_delta(trained)
+        plan = plan_for(settings, None)
+        plan.losses("sweep", held_out, settings.train.prompt, times=len(tried))
+        print_plan(plan.lines)
+        return
     with nullcontext() if out is None else HeldFolder(out):
         base, tokenizer = load(settings)
         recipe = settings.train

@@ -9,6 +9,7 @@ from slamkern.cli.options import (
     AllowPickle,
     Config,
     Delta,
+    DryRun,
     Model,
     Out,
     Set,
@@ -16,6 +17,8 @@ from slamkern.cli.options import (
     configure,
     load,
     model_options,
+    plan_for,
+    print_plan,
     say,
 )
 from slamkern.run_folder import HeldFolder
@@ -71,13 +74,23 @@ def export(
     delta: Delta = None,
     trust_remote_code: TrustRemoteCode = None,
     allow_pickle: AllowPickle = None,
+    dry_run: DryRun = False,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
     """A full Hugging Face folder of a model with trained weights put in, loadable without slamkern."""
+    from slamkern.schemas.training import read_delta
     from slamkern.training.export import export_model
+    from slamkern.training.footprint import gigabytes
 
     settings = configure(config, overrides, model=model_options(model, trust_remote_code, allow_pickle))
+    if dry_run:
+        if delta is not None:
+            read_delta(delta)
+        plan = plan_for(settings, None)
+        size = gigabytes(plan.parameters * plan.dtype.itemsize)
+        print_plan([*plan.lines, ("export", f"{size} of memory and as much disk")])
+        return
     with HeldFolder(out, beside=True):
         say(str(export_model(*load(settings, delta), out)))
 

@@ -14,6 +14,7 @@ import torch
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import encode_prompts, get_prompt
 from slamkern.data.tasks import Question
+from slamkern.data.tokenization import tokenize_pairs
 from slamkern.pipeline.checks import check_run
 from slamkern.pipeline.launch import Launch, read_launch
 from slamkern.pipeline.loading import load_config_of, load_tokenizer, resolve_device, resolve_dtype
@@ -150,6 +151,15 @@ class Plan:
         name = "evaluate" if times == 1 else f"evaluate, {times} times"
         # Decoding waits for memory, not for FLOPs, so these say nothing about its time.
         self.lines.append((name, f"{what}; {2 * times * (read + written) * self.parameters:.3g} FLOPs"))
+
+    def losses(self, name: str, texts: Sequence[Pair], prompt: str, times: int = 1) -> None:
+        """One forward of every held-out pair, so many times."""
+        examples = tokenize_pairs(
+            texts, self.tokenizer, get_prompt(prompt, self.tokenizer), max_length=self.config.train.max_length
+        )
+        tokens = times * int(examples.lengths.sum())
+        what = f"{len(texts):,} pairs, {tokens:,} tokens" + (f" in {times} passes" if times > 1 else "")
+        self.work(name, what, 2 * tokens * self.parameters)
 
     def _memory(self, positions: int, supervised: int, layers: Sequence[int], trained: int) -> None:
         """What one process holds and sends, with all weights and, of several processes, sharded."""

@@ -19,7 +19,7 @@ from slamkern.errors import SlamkernError
 from slamkern.files import write_checked
 from slamkern.pipeline.checks import check_model, check_prompt
 from slamkern.pipeline.loading import load_model
-from slamkern.pipeline.sections import RunConfig
+from slamkern.pipeline.sections import ModelSection, RunConfig
 from slamkern.pipeline.stages import alignment_pairs, english_texts, measure
 from slamkern.run_folder import RunFolder
 
@@ -42,17 +42,7 @@ def evaluate_two(
     ``tuned`` names a model or, with ``delta``, the folder of a training run, whose weights are put into the first one.
     SlamkernError for what is wrong with models, prompt, data or folder before anything is asked.
     """
-    held_out = alignment_pairs(config)[1] if config.data.path else []
-    # Of what a run measures, chrF is left out: it is not compared.
-    measured = {"english": _english(config, held_out), "chrf_limit": 0}
-    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=measured)})
-    english_texts(config, held_out)
-    check_prompt(config.evaluate.prompt)
-    after = config.model if delta else config.model.model_copy(update={"name": str(tuned)})
-    for section in {config.model, after}:
-        check_model(section)
-    if delta and not (Path(tuned) / "delta.safetensors").is_file():
-        raise SlamkernError(f"{tuned} holds no delta.safetensors; give the folder of a training run")
+    config, after, held_out = _checked(config, tuned, delta)
     settings = {
         "models": [config.model.name, str(tuned)],
         "questions": texts_digest(text for q in questions for text in (q.id, q.language, q.question, q.gold)),
@@ -81,6 +71,44 @@ def evaluate_two(
             write_checked(path, values)
     before, after_folder = (out / "evaluation" / side for side in SIDES)
     return before, after_folder
+
+
+def plan_two(
+    config: RunConfig, tuned: str | Path, questions: Sequence[Question], *, delta: bool = False
+) -> list[tuple[str, str]]:
+    """What :func:`evaluate_two` will take, without doing it: lines, (name, what) each; refuses what that refuses."""
+    from slamkern.pipeline.plan import Plan
+    from slamkern.training.footprint import gigabytes
+
+    config, after, held_out = _checked(config, tuned, delta)
+    sides = [config, config.model_copy(update={"model": after})]
+    lines, weights = [], 0
+    for name, side in zip(SIDES, sides, strict=True):
+        plan = Plan(side)
+        weights = max(weights, plan.parameters * plan.dtype.itemsize)
+        plan.lines = [(name if entry == "model" else f"  {entry}", what) for entry, what in plan.lines]
+        if held_out:
+            plan.losses("  losses", held_out, side.train.prompt)
+        plan.evaluate(questions)
+        plan.lines[-1] = ("  answers", plan.lines[-1][1])
+        lines += plan.lines
+    return [*lines, ("memory", f"{gigabytes(weights)} of weights, one model at a time, and what answers need")]
+
+
+def _checked(config: RunConfig, tuned: str | Path, delta: bool) -> tuple[RunConfig, ModelSection, list[Pair]]:
+    """(configuration of the measurements, model section of the second side, held-out pairs)."""
+    held_out = alignment_pairs(config)[1] if config.data.path else []
+    # Of what a run measures, chrF is left out: it is not compared.
+    measured = {"english": _english(config, held_out), "chrf_limit": 0}
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=measured)})
+    english_texts(config, held_out)
+    check_prompt(config.evaluate.prompt)
+    after = config.model if delta else config.model.model_copy(update={"name": str(tuned)})
+    for section in {config.model, after}:
+        check_model(section)
+    if delta and not (Path(tuned) / "delta.safetensors").is_file():
+        raise SlamkernError(f"{tuned} holds no delta.safetensors; give the folder of a training run")
+    return config, after, held_out
 
 
 def _english(config: RunConfig, held_out: Sequence[Pair]) -> str | None:

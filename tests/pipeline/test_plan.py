@@ -9,12 +9,17 @@ import pytest
 from support.tiny_causal_lm import save_folder
 
 from slamkern.cli.main import main
+from slamkern.data.prompts import get_prompt
+from slamkern.data.tokenization import tokenize_pairs
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.config import RunConfig, build_config
 from slamkern.pipeline.launch import Launch, read_launch
+from slamkern.pipeline.loading import load_model, load_tokenizer
 from slamkern.pipeline.plan import Plan, plan_run
 from slamkern.pipeline.run import run
 from slamkern.pipeline.stages import alignment_pairs
+from slamkern.training.checkpoint import save_delta
+from slamkern.training.footprint import gigabytes
 
 
 def configuration(model: Path, **changes: dict[str, Any]) -> RunConfig:
@@ -86,6 +91,49 @@ def test_a_dry_run_checks_and_writes_nothing(
     with pytest.raises(SlamkernError, match="k is 99"):
         plan_run(configuration(weightless, select={"k": 99}))
     assert not out.exists()
+
+
+def test_what_reads_weights_for_long_says_first_what_it_takes(
+    model_folder: Path, weightless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(str(model_folder), "float32", "cpu")[0]
+    freeze_all_but(model, "model.layers.0.mlp.up_proj.weight")
+    delta = str(save_delta(model, tmp_path / "trained"))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    tokens = sum(
+        len(example.input_ids)
+        for example in tokenize_pairs(
+            alignment_pairs(configuration(model_folder))[1],
+            load_tokenizer(str(model_folder)), get_prompt("alpaca"), max_length=512,
+        )
+    )  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    values = ("data.languages=de,zh", "data.held_out=2", "data.limit=16")
+    data = ["--data", "corpus:", *(word for value in values for word in ("-s", value)), "--dry-run"]
+    named = ["--model", str(weightless), "--out", str(tmp_path / "out")]
+
+    def said(*words: str) -> str:
+        assert main(words) == 0
+        return capsys.readouterr().out
+
+    sweep = said("delta", "sweep", delta, "--scales", "0,1,2", *named, *data)
+    assert f"4 pairs, {3 * tokens:,} tokens in 3 passes; {6.0 * tokens * parameters:.3g} FLOPs" in sweep
+    exported = said("export", "--delta", delta, *named, "--dry-run")
+    assert f"export:              {gigabytes(4 * parameters)} of memory and as much disk" in exported
+    asked = ["--questions", "corpus", "-l", "de,zh", "--limit", "1", "-s", "evaluate.max_new_tokens=4"]
+    compared = said("compare", str(weightless), str(model_folder), *asked, *data)
+    assert compared.count(f"4 pairs, {tokens:,} tokens; ") == compared.count("2 questions, ") == 2
+    assert f"{gigabytes(4 * parameters)} of weights, one model at a time" in compared
+    assert main(["delta", "sweep", str(tmp_path), *named, *data]) == 2
+    assert main(["export", "--delta", str(tmp_path), *named, "--dry-run"]) == 2
+    assert main(["compare", str(weightless), "--delta", str(tmp_path), *asked, *data]) == 2
+    assert main(["compare", str(weightless), str(weightless), "--dry-run"]) == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def freeze_all_but(model: Any, name: str) -> None:
+    model.requires_grad_(False)
+    model.get_parameter(name).requires_grad_(True)
 
 
 def test_replies_are_planned_at_their_longest(weightless: Path) -> None:
