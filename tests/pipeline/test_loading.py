@@ -88,6 +88,28 @@ def test_code_of_the_folder_is_not_run_and_nobody_is_asked(
     assert not ran.exists() and sys.stdin.read() == "y\ny\ny\n"
 
 
+STRANGER = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class StrangerConfig(LlamaConfig):
+    model_type = "stranger"
+
+class StrangerForCausalLM(LlamaForCausalLM):
+    config_class = StrangerConfig
+"""
+
+
+def test_code_of_the_folder_is_run_where_that_is_allowed(folder: Path) -> None:
+    (folder / "stranger.py").write_text(STRANGER)
+    names = {"AutoConfig": "stranger.StrangerConfig", "AutoModelForCausalLM": "stranger.StrangerForCausalLM"}
+    change_config(folder, model_type="stranger", auto_map=names)
+    with pytest.raises(SlamkernError, match="--trust-remote-code"):
+        load_model(str(folder))
+    model, _ = load_model(str(folder), trust_remote_code=True)
+    assert type(model).__name__ == "StrangerForCausalLM" and type(model.config).__name__ == "StrangerConfig"
+    assert torch.equal(model.state_dict()[WEIGHT], tiny_model().state_dict()[WEIGHT])
+
+
 def test_pickles_are_not_opened(folder: Path, tmp_path: Path) -> None:
     class Touch:
         def __reduce__(self) -> Any:
