@@ -46,7 +46,11 @@ def compare(
         typer.Option(help="Points less that still are not worse: 2 (default), or en=1 for a language. Repeatable."),
     ] = None,
     loss_margin: Annotated[
-        float | None, typer.Option(help="Nats a token that English and held-out losses may rise: 0.05 (default).")
+        list[str] | None,
+        typer.Option(
+            help="Nats a token that held-out losses may rise: 0.05 (default), or for one kind english=, translation= or"
+            " reply=0.2. Repeatable."
+        ),
     ] = None,
     languages: Languages = None,
     rule: Annotated[
@@ -71,7 +75,8 @@ def compare(
     from slamkern.evaluation.compare import compare as compare_evaluations
     from slamkern.report.comparison import PHRASES, write_comparison
 
-    default, single = _margins(margin or [])
+    default, single = _margins("--margin", margin or [], 2.0)
+    loss_default, loss_single = _margins("--loss-margin", loss_margin or [], LOSS_MARGIN)
     codes = None if languages is None else [code.strip() for code in languages.split(",")]
     first, second = Path(before), None if after is None else Path(after)
     if questions is not None:
@@ -100,7 +105,7 @@ def compare(
             raise SlamkernError("give two evaluations, before and after; or --questions, and two models or --delta")
     result = compare_evaluations(
         first, second, margin=default, margins=single, languages=codes, rule=rule, filter_name=filter_name,
-        drift=drift, loss_margin=LOSS_MARGIN if loss_margin is None else loss_margin,
+        drift=drift, loss_margin=loss_default, loss_margins=loss_single,
     )  # fmt: skip
     _print(result.to_dict())
     if out is not None:
@@ -142,14 +147,15 @@ def _asked(settings: Any, after: str | None, delta: Path | None, questions: str)
     return tuned, asked
 
 
-def _margins(given: list[str]) -> tuple[float, dict[str, float]]:
-    default, single = 2.0, {}
+def _margins(option: str, given: list[str], default: float) -> tuple[float, dict[str, float]]:
+    """(margin of all, margins of those that are named)."""
+    single: dict[str, float] = {}
     for text in given:
         name, equals, value = text.rpartition("=")
         try:
             number = float(value)
         except ValueError:
-            raise SlamkernError(f"--margin {text!r} is not like 2 or en=1") from None
+            raise SlamkernError(f"{option} {text!r} is not a number, or one for a name like en=1") from None
         if equals:
             single[name] = number
         else:

@@ -11,6 +11,7 @@ The average over languages has no exact test and is judged by its interval alone
 What the numbers are stands in `paired`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.comparability import check_comparable
 from slamkern.evaluation.drift import Drift, measure_drift
-from slamkern.evaluation.forgetting import LossChange, compare_losses
+from slamkern.evaluation.forgetting import TEXTS, LossChange, compare_losses
 from slamkern.evaluation.lm_eval_samples import is_samples, read_samples
 from slamkern.evaluation.paired import Resampled, bootstrap, holm, mcnemar_one_sided
 from slamkern.evaluation.recorded import Answer, Recorded, read_evaluation
@@ -95,6 +96,7 @@ def compare(
     margin: float = 2.0,
     margins: Mapping[str, float] | None = None,
     loss_margin: float = LOSS_MARGIN,
+    loss_margins: Mapping[str, float] | None = None,
     languages: Sequence[str] | None = None,
     rule: str | None = None,
     filter_name: str | None = None,
@@ -108,7 +110,8 @@ def compare(
     Args:
         margin: how many percentage points less still count as not worse; ``margins`` sets it for single languages (and
             for ``"average"``).
-        loss_margin: nats a token that a held-out loss may rise, where both folders have losses beside them.
+        loss_margin: nats a token that a held-out loss may rise, where both folders have losses beside them;
+            ``loss_margins`` sets it for losses of one kind: ``english``, ``translation``, ``reply``.
         languages: compare these only; without it both must have the same ones.
         rule: ``standard`` or ``strict`` (see `scoring`); for lm-eval samples also ``recorded`` (their default), the
             harness' own verdict under the filter ``filter_name``.
@@ -121,10 +124,10 @@ def compare(
     codes = _languages(first, second, languages)
     margins = {code: (margins or {}).get(code, margin) for code in (*codes, AVERAGE)} | dict(margins or {})
     _check_margins(margins, codes)
-    if not loss_margin >= 0:
-        raise SlamkernError(f"the margin of losses is {loss_margin}; expected 0 nats a token or more")
+    loss_margins = dict.fromkeys(TEXTS, loss_margin) | dict(loss_margins or {})
+    _check_loss_margins(loss_margins)
     unverified = check_comparable(first, second, codes, allow)
-    losses, unknown, left_out = compare_losses(first.losses, second.losses, loss_margin)
+    losses, unknown, left_out = compare_losses(first.losses, second.losses, loss_margins)
     pairs = {
         code: [
             (answer, second.answers[code, number])
@@ -179,6 +182,14 @@ def _check_margins(margins: Mapping[str, float], codes: Sequence[str]) -> None:
             raise SlamkernError(f"a margin for {name!r}, which is not compared; languages: {' '.join(codes)}")
         if not 0 <= value < 100:
             raise SlamkernError(f"the margin of {name} is {value}; expected percentage points from 0 to 100")
+
+
+def _check_loss_margins(margins: Mapping[str, float]) -> None:
+    for kind, value in margins.items():
+        if kind not in TEXTS:
+            raise SlamkernError(f"a margin for losses of {kind!r}, which there are not; known: {' '.join(TEXTS)}")
+        if not 0 <= value < math.inf:
+            raise SlamkernError(f"the margin of {kind} losses is {value}; expected 0 nats a token or more")
 
 
 def _matrix(pairs: Mapping[str, Sequence[tuple[Answer, Answer]]]) -> np.ndarray:

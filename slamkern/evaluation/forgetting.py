@@ -2,22 +2,25 @@
 
 Forgetting as PEFT's method comparison has it: cross entropy on fixed text after training minus before, in nats a token.
 Both sides read the same tokens, so there is little chance in it and no interval: a loss that rose by more than its
-margin is worse, one that fell by more is better, anything else is not worse.
+margin is worse, one that fell by more is better, anything else is not worse. Which of them may rise is the user's to
+say: who teaches replies may give translation away.
 
 The losses are those that stand beside an evaluation: ``before.json`` for the folder ``before``, as runs write them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from slamkern.schemas.metrics import read_measurement
 
 ENGLISH, HELD_OUT = "english", "held_out"  # the texts, by name
+TEXTS = {"english": ENGLISH, "translation": HELD_OUT, "reply": HELD_OUT}  # of each kind of loss
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Name of a loss -> its text (``english`` or ``held_out``) and nats a token; digests of the texts where known."""
+    """Name of a loss -> its kind (of ``TEXTS``) and nats a token; digests of the texts where known."""
 
     values: dict[str, tuple[str, float]]
     texts: dict[str, str]
@@ -42,23 +45,29 @@ def read_losses(evaluation: str | Path) -> Losses | None:
     if not file.is_file():
         return None
     measured = read_measurement(file)
-    values = {"English text": (ENGLISH, measured["english_loss"])}
-    values |= {f"translation from {code}": (HELD_OUT, row["loss"]) for code, row in measured["translation"].items()}
-    values |= {f"reply to {code}": (HELD_OUT, loss) for code, loss in (measured.get("reply_loss") or {}).items()}
+    values = {"English text": ("english", measured["english_loss"])}
+    values |= {
+        f"translation from {code}": ("translation", row["loss"]) for code, row in measured["translation"].items()
+    }
+    values |= {f"reply to {code}": ("reply", loss) for code, loss in (measured.get("reply_loss") or {}).items()}
     return Losses(values, measured.get("loss_texts") or {})
 
 
 def compare_losses(
-    before: Losses | None, after: Losses | None, margin: float
+    before: Losses | None, after: Losses | None, margins: Mapping[str, float]
 ) -> tuple[dict[str, LossChange], list[str], list[str]]:
-    """(change of each loss that both sides have, texts not known to be equal, losses left out for theirs differ)."""
+    """(change of each loss that both sides have, texts not known to be equal, losses left out for theirs differ).
+
+    margins: kind of loss -> nats a token.
+    """
     changes: dict[str, LossChange] = {}
     unknown: dict[str, None] = {}
     differing: list[str] = []
     if before is None or after is None:
         return {}, [], []
     for name in (name for name in before.values if name in after.values):
-        (text, old), (_, new) = before.values[name], after.values[name]
+        (kind, old), (_, new) = before.values[name], after.values[name]
+        text, margin = TEXTS[kind], margins[kind]
         digests = before.texts.get(text), after.texts.get(text)
         if None in digests:
             unknown[f"{text.replace('_', '-')} texts"] = None

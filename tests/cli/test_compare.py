@@ -57,7 +57,12 @@ def test_one_line_for_what_is_wrong(tmp_path, capsys):
     for arguments, words in (
         ([base, str(tmp_path / "none")], "does not exist; expected an evaluation folder or samples"),
         ([base, str(tmp_path)], f"lm-eval, and in {tmp_path} there are a"),
-        ([base, base, "--margin", "two"], "'two' is not like 2 or en=1"),
+        (
+            [base, base, "--loss-margin", "Swahili=1"],
+            "'Swahili', which there are not; known: english translation reply",
+        ),
+        ([base, base, "--loss-margin", "reply=-1"], "margin of reply losses is -1.0"),
+        ([base, base, "--margin", "two"], "--margin 'two' is not a number"),
         ([base, base, "-l", "fr"], "has no fr"),
     ):
         assert main(["compare", *arguments]) == 2

@@ -61,6 +61,9 @@ def test_one_command_asks_both_and_judges_and_files_agree(folder, capsys):
     assert suite.get("tests") == "4" and suite.get("failures") == "1"
     assert "English text" in [case.get("name") for case in suite if case.find("failure") is not None]
     assert main(["verify", str(out)]) == 0
+    given = ["--loss-margin", "0.0001", "--loss-margin", "english=5"]  # who is told that English text may go
+    assert gate(folder, out, folder / "tuned", *given) == 3
+    assert json.loads((out / "comparison.json").read_text())["losses"]["English text"]["margin"] == 5
 
     with_delta = folder / "with_delta"
     gate(folder, with_delta, "--delta", folder / "delta")
