@@ -7,17 +7,18 @@ trains nothing, is always there: the others are judged against it.
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.config import RunConfig, load_config
-from slamkern.pipeline.sections import AlignSection, Count, Languages, Projections, Range, Section, Seeds
+from slamkern.pipeline.sections import AlignSection, Count, EvaluateSection, Projections, Section, Seeds
 from slamkern.reading import read_yaml
 from slamkern.schemas.check import first_problem
 
 BASE = "base"
+Checked = TypeVar("Checked", bound=Section)
 # Which of a cell's values have a meaning for what it trains.
 _MEANT = {
     "none": {"reply_start"},
@@ -68,12 +69,13 @@ class Cell(Section):
 
 
 class Final(Section):
-    """What the best cells are measured on after the screen: other questions, more of everything."""
+    """What the best cells are measured on after the screen: other questions, more of everything.
 
-    questions: Range = None
-    languages: Languages = None
+    ``evaluate``: values instead of those of the section, as ``{task: msvamp, questions: [60, 300], chrf_limit: 20}``.
+    """
+
     seeds: Seeds = (0, 1, 2)
-    chrf_limit: Annotated[int, Field(ge=0)] = 20
+    evaluate: dict[str, Any] = Field(default_factory=dict)
 
 
 class BakeoffSection(Section):
@@ -123,13 +125,18 @@ class Bakeoff(Section):
         run, section = self.run, self.bakeoff.final
         evaluate: dict[str, Any] = {"reply_start": cell.reply_start}
         if final and section is not None:
-            chosen = {"questions": section.questions, "languages": section.languages}
-            evaluate |= {name: value for name, value in chosen.items() if value is not None}
-            evaluate |= {"chrf_limit": section.chrf_limit, "limit": None if section.questions else run.evaluate.limit}
+            evaluate |= _one_choice(section.evaluate)
         recipe: dict[str, Any] = {"seed": seed}
         if cell.learning_rate is not None:
             recipe["learning_rate"] = cell.learning_rate
         return changed(run, align=cell.align, train=recipe, evaluate=evaluate)
+
+
+def _one_choice(evaluate: dict[str, Any]) -> dict[str, Any]:
+    """Values for the section of an evaluation: a choice of questions takes the place of the other one."""
+    if evaluate.get("questions") is not None:
+        return {"limit": None} | evaluate
+    return evaluate if evaluate.get("limit") is None else {"questions": None} | evaluate
 
 
 def changed(run: RunConfig, **sections: Mapping[str, Any]) -> RunConfig:
@@ -156,11 +163,19 @@ def load_bakeoff(path: str | Path, overrides: Iterable[str] = ()) -> Bakeoff:
 
 def build_bakeoff(run: RunConfig, section: Mapping[str, Any], where: str = "configuration") -> Bakeoff:
     """The configuration with these values of the section ``bakeoff``."""
+    checked = _checked(BakeoffSection, section, f"{where}: bakeoff")
+    for number, cell in enumerate(checked.cells):
+        values = run.align.model_dump(mode="json") | cell.align
+        _checked(AlignSection, values, f"{where}: bakeoff.cells.{number}.align")
+    if checked.final is not None:
+        values = run.evaluate.model_dump(mode="json") | _one_choice(checked.final.evaluate)
+        _checked(EvaluateSection, values, f"{where}: bakeoff.final.evaluate")
+    return Bakeoff(run=run, bakeoff=checked)
+
+
+def _checked(kind: type[Checked], values: Mapping[str, Any], where: str) -> Checked:
     try:
-        checked = BakeoffSection.model_validate_json(json.dumps(section))
-        for cell in checked.cells:
-            AlignSection.model_validate_json(json.dumps(run.align.model_dump(mode="json") | cell.align))
+        return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
         place, message = first_problem(error)
-        raise SlamkernError(f"{where}: {'.'.join(('bakeoff', *place))}: {message}") from error
-    return Bakeoff(run=run, bakeoff=checked)
+        raise SlamkernError(f"{'.'.join((where, *place))}: {message}") from error

@@ -10,8 +10,8 @@ the GPU that is its own: cells are many and need nothing of each other.
     table.csv, table.json, report.html     made again after a process, at most every minute, and at the end
 
 On a machine that others use too, threads that wait for each other lose most of their time: a process has as many
-threads as are asked for, and while the pause file exists all of them are stopped. Cells may be added between two runs;
-one that was run keeps what it was run as.
+threads as are asked for, and while the pause file exists all of them are stopped. Cells, seeds, finalists and a final
+may be added between two runs; a cell that was run keeps what it was run as, a final what it asks.
 """
 
 import os
@@ -82,9 +82,11 @@ def tasks_of(bakeoff: Bakeoff, folder: Path) -> list[Task]:
         for seed in bakeoff.seeds_of(cell):
             add(cell, seed, "screen")
     if bakeoff.bakeoff.final is not None and all(task.file.exists() for task in tasks.values()):
-        for name in (BASE, *finalists(bakeoff, folder)):
-            for seed in bakeoff.seeds_of(bakeoff.cells[name], final=True):
-                add(bakeoff.cells[name], seed, "final")
+        chosen = [bakeoff.cells[name] for name in (BASE, *finalists(bakeoff, folder))]
+        for turn in range(len(bakeoff.bakeoff.final.seeds)):  # one that is stopped has every cell with a seed
+            for cell in chosen:
+                for seed in bakeoff.seeds_of(cell, final=True)[turn : turn + 1]:
+                    add(cell, seed, "final")
     return list(tasks.values())
 
 
@@ -117,9 +119,11 @@ def check_bakeoff(bakeoff: Bakeoff) -> tuple[Sequence[Pair], list[Pair]]:
     num_layers = check_model(bakeoff.run.model)
     for cell in bakeoff.cells.values():
         check_layers_of(cell, num_layers)
-    for spec in (bakeoff.run.train.prompt, bakeoff.run.evaluate.prompt):
-        check_prompt(spec)
-    bakeoff.run.evaluate.load()
+    check_prompt(bakeoff.run.train.prompt)
+    for final in (False, True):
+        evaluate = bakeoff.of(bakeoff.cells[BASE], 0, final=final).evaluate
+        check_prompt(evaluate.prompt)
+        evaluate.load()
     return pairs
 
 
@@ -147,6 +151,10 @@ def _claim(folder: RunFolder, bakeoff: Bakeoff) -> None:
     values = bakeoff.run.model_dump(mode="json")
     values["train"].pop("output_dir", None)
     before = {cell["name"]: cell for cell in folder.notes.get("cells", [])}
+    if had := folder.settings.get("bakeoff"):  # how much is measured may change, not what was asked in the final
+        asked = had["final"] if any(folder.path.glob("cells/*/seed-*/final*")) else None
+        kept = {"final": {**(section["final"] or {}), "evaluate": asked["evaluate"]}} if asked else {}
+        folder.settings["bakeoff"] = section | kept
     folder.claim({"run": values, "bakeoff": section})
     for name, cell in before.items():
         if not any((folder.path / "cells" / name).glob("seed-*/*")):

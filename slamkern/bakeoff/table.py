@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,7 +28,7 @@ def flat(row: Row) -> Row:
     values: Row = {
         "cell": row["cell"], "seed": row["seed"], "round": row["round"],
         "train": row["definition"].get("train", "ffn"),
-        "layers": None if layers is None else " ".join(map(str, layers)),
+        "layers": None if layers is None else ranges(layers),
         "reply loss": _mean(replies.values()), "reply loss, English": losses["reply"].get("en"),
         "translation loss": _mean(losses["translation"].values()), "English loss": losses["english"],
         "chrF": _mean(row["chrf"].values()),
@@ -55,6 +55,17 @@ def flat(row: Row) -> Row:
         if "en" in languages:
             values |= {"English": languages["en"]["after"], "English base": languages["en"]["before"]}
     return {name: values.get(name) for name in COLUMNS}
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """``0-3 17`` for 0, 1, 2, 3 and 17, which are in order."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _mean(values: Any) -> float | None:

@@ -150,8 +150,6 @@ def trade_off(
         for name, x, y in points:
             base = name == "base"
             axes.scatter([x], [y], s=30 if base else 18, color=ORANGE if base else BLUE, zorder=3)
-            axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7,
-                          color=ORANGE if base else INK)  # fmt: skip
             if base:
                 axes.axhline(y, color="#cbd2d9", linewidth=0.8)
                 axes.axvline(x, color="#cbd2d9", linewidth=0.8)
@@ -159,4 +157,27 @@ def trade_off(
         axes.plot([x for _, x, _ in front], [y for _, _, y in front], color=BLUE, linewidth=1, alpha=0.6)
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.margins(0.12)
+        _name_points(axes, points)
         return png(figure)
+
+
+def _name_points(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Write each name beside its point, where no name stands yet; where there is no such place, to the right."""
+    from matplotlib.transforms import Bbox
+
+    figure = axes.figure
+    renderer = figure.canvas.get_renderer()
+    dots = [axes.transData.transform((x, y)) for _, x, y in points]
+    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in dots]
+    for name, x, y in points:
+        text = axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7,
+                             color=ORANGE if name == "base" else INK)  # fmt: skip
+        width = text.get_window_extent(renderer).width * 72 / figure.dpi
+        for place in [(side, up) for up in (3, -9, 11, -17) for side in (4, -4 - width)]:
+            text.set_position(place)
+            box = text.get_window_extent(renderer)
+            if not any(box.overlaps(other) for other in taken):
+                break
+        else:
+            text.set_position((4, 3))
+        taken.append(text.get_window_extent(renderer))

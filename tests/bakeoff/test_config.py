@@ -16,11 +16,12 @@ CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 
 
 def test_lists_may_be_bare():
-    final = {"questions": "60,140", "languages": "de", "seeds": 3}
+    final = {"evaluate": {"questions": "60,140", "languages": "de"}, "seeds": 3}
     section = {"cells": [{"name": "a", "projections": "up", "seeds": "0,1"}], "seeds": "4", "final": final}
-    bakeoff = build_bakeoff(RunConfig(), section).bakeoff
+    built = build_bakeoff(RunConfig(), section)
+    bakeoff, asked = built.bakeoff, built.of(built.cells["a"], 3, final=True).evaluate
     assert bakeoff.cells[0].projections == ("up",) and bakeoff.cells[0].seeds == (0, 1) and bakeoff.seeds == (4,)
-    assert bakeoff.final.questions == (60, 140) and bakeoff.final.languages == ("de",) and bakeoff.final.seeds == (3,)
+    assert asked.questions == (60, 140) and asked.languages == ("de",) and bakeoff.final.seeds == (3,)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_cells_that_are_wrong(tmp_path, cells, message):
 def test_a_cell_changes_what_it_names(tmp_path):
     bakeoff = tiny_bakeoff(
         tmp_path, [{"name": "a", "learning_rate": 0.5, "align": {"examples": 3}}, {"name": "b"}],
-        final={"questions": [2, 4], "seeds": [5]},
+        final={"evaluate": {"questions": [2, 4]}, "seeds": [5]},
     )  # fmt: skip
     a, b = (bakeoff.of(bakeoff.cells[name], 5) for name in "ab")
     assert (a.train.learning_rate, a.align.examples, a.align.target) == (0.5, 3, ("reply",))
@@ -52,6 +53,19 @@ def test_a_cell_changes_what_it_names(tmp_path):
     final = bakeoff.of(bakeoff.cells["a"], 5, final=True).evaluate
     assert final.questions == (2, 4) and final.limit is None and b.evaluate.limit == 2
     assert bakeoff.seeds_of(bakeoff.cells["a"], final=True) == (5,) and bakeoff.seeds_of(bakeoff.cells["base"]) == (0,)
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        ({"task": "exam"}, "bakeoff.final.evaluate.task: unknown task .exam."),
+        ({"question": [2, 4]}, "question"),
+        ({"questions": [2, 4], "limit": 3}, "both choose"),
+    ],
+)
+def test_a_final_that_cannot_be_asked(tmp_path, evaluate, message):
+    with pytest.raises(SlamkernError, match=message):
+        tiny_bakeoff(tmp_path, [{"name": "a"}], final={"evaluate": evaluate})
 
 
 def test_a_file_is_a_run_with_cells(tmp_path):
@@ -98,6 +112,6 @@ def test_the_bake_offs_that_come_with_the_package_are_whole():
         layers = {cell.layers.partition(":")[0] for cell in bakeoff.cells.values()}
         assert layers >= {"lowest", "highest", "ends", "middle", "random", "weight_snr", "gradient_norm", *SCORES}
         assert {cell.train for cell in bakeoff.cells.values()} >= {"none", "full", "lora", "ffn", "attention"}
-    final = configs["bakeoff"].bakeoff.final
-    assert final is not None and final.questions is not None and configs["bakeoff"].run.evaluate.questions is not None
-    assert final.questions[0] >= configs["bakeoff"].run.evaluate.questions[1]  # no question judges what it chose
+    base = configs["bakeoff"].cells["base"]
+    screen, final = (configs["bakeoff"].of(base, 0, final=final).evaluate.questions for final in (False, True))
+    assert screen is not None and final is not None and final[0] >= screen[1]  # no question judges what it chose

@@ -16,6 +16,7 @@ from benchmarks import bakeoff as bakeoff_results
 from benchmarks import results, tables
 from slamkern.bakeoff import rows as measured
 from slamkern.bakeoff import supervisor, table
+from slamkern.bakeoff.config import changed
 from slamkern.errors import SlamkernError
 
 CELLS = [
@@ -31,11 +32,12 @@ CELLS = [
     {"name": "half", "train": "scaled", "of": "low", "scale": 0.5},
     {"name": "english-start", "train": "none", "reply_start": "So"},
 ]
+FINAL = {"seeds": [0, 1], "evaluate": {"questions": [2, 4], "chrf_limit": 1}}
 
 
 def test_every_kind_of_cell_comes_into_one_table(tmp_path, monkeypatch):
     started = in_one_process(monkeypatch)
-    bakeoff = tiny_bakeoff(tmp_path, CELLS, finalists=1, final={"seeds": [0, 1], "questions": [2, 4], "chrf_limit": 1})
+    bakeoff = tiny_bakeoff(tmp_path, CELLS, finalists=1, final=FINAL)
     out = tmp_path / "out"
     assert supervisor.run(bakeoff, out, say=lambda _: None) == []
 
@@ -74,13 +76,12 @@ def test_every_kind_of_cell_comes_into_one_table(tmp_path, monkeypatch):
     del started[:]
     assert supervisor.run(bakeoff, out, say=lambda _: None) == [] and started == []
     more = tiny_bakeoff(tmp_path, [*CELLS, {"name": "high", "layers": "highest:1"}], finalists=1,
-                        final={"seeds": [0, 1], "questions": [2, 4], "chrf_limit": 1})  # fmt: skip
+                        final=FINAL)  # fmt: skip
     assert supervisor.run(more, out, say=lambda _: None) == []
     assert started[0] == "high-0-screen"
     other = [{**cell, "layers": "highest:1"} if cell["name"] == "low" else cell for cell in CELLS]
     with pytest.raises(SlamkernError, match="cell low was run, and layers was 'lowest:1', now 'highest:1'"):
-        supervisor.run(tiny_bakeoff(tmp_path, other, finalists=1, final={"seeds": [0, 1], "questions": [2, 4],
-                                                                         "chrf_limit": 1}), out)  # fmt: skip
+        supervisor.run(tiny_bakeoff(tmp_path, other, finalists=1, final=FINAL), out)
 
 
 def test_a_screen_without_questions_is_ranked_by_replies(tmp_path, monkeypatch):
@@ -97,6 +98,39 @@ def test_a_screen_without_questions_is_ranked_by_replies(tmp_path, monkeypatch):
     assert bakeoff_results.main([str(tmp_path / "out"), "--name", "tiny", "--results", str(tmp_path)]) == 0
     lines = tables.table("bakeoff", results.read_files(tmp_path))
     assert "| screen | low | 0 | 10.8 |" in lines and "accuracy" not in lines
+
+
+def test_a_final_comes_after_the_screen_that_it_was_not_planned_with(tmp_path, monkeypatch):
+    started = in_one_process(monkeypatch)
+    cells = [{"name": "low", "layers": "lowest:1"}, {"name": "high", "layers": "highest:1"}]
+    out, no_questions = tmp_path / "out", {"task": None}
+
+    def go(**section):
+        bakeoff = tiny_bakeoff(tmp_path, cells, **section)
+        assert supervisor.run(changed_bakeoff(bakeoff, no_questions), out, say=lambda _: None) == []
+        done = started[:]
+        del started[:]
+        return done
+
+    def changed_bakeoff(bakeoff, evaluate):
+        return bakeoff.model_copy(update={"run": changed(bakeoff.run, evaluate=evaluate)})
+
+    go()
+    asked = {"task": "corpus", "limit": 2}
+    names = go(finalists=2, final={"seeds": [0, 1], "evaluate": asked})
+    assert names[0] == "base-0-final" and sorted(names[1:3]) == ["high-0-final", "low-0-final"]
+    assert sorted(names[3:]) == ["high-1-final", "low-1-final"]  # each once before any twice
+    assert len(go(finalists=2, final={"seeds": [0, 1, 2], "evaluate": asked})) == 2
+    rows = [row for row in json.loads((out / "table.json").read_text())["rows"] if row["round"] == "final"]
+    assert len(rows) == 7 and all(row["answers"]["languages"]["de"]["n"] == 2 for row in rows)
+    with pytest.raises(SlamkernError, match=r"bakeoff\.final\.evaluate\.limit was 2, now 3"):
+        go(finalists=2, final={"seeds": [0, 1, 2], "evaluate": {"task": "corpus", "limit": 3}})
+    with pytest.raises(SlamkernError, match=r"bakeoff\.final was .* now None"):
+        go()
+
+
+def test_layers_are_said_as_ranges():
+    assert [table.ranges(layers) for layers in ([], [4], [0, 1, 2, 3, 17], [0, 2, 3])] == ["", "4", "0-3 17", "0 2-3"]
 
 
 def test_what_fails_is_said_with_its_last_words_and_stops_nothing_else(tmp_path, monkeypatch):
