@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,16 @@ def test_the_pareto_front_is_what_nothing_beats() -> None:
     assert [points[index][0] for index in front] == ["gain", "twin", "base", "kept"]
     assert [points[i][0] for i in figures.pareto_front(points, larger_is_better=False)] == ["worse", "base", "kept"]
     assert figures.trade_off(points, "x", "y", larger_is_better=True).startswith(PNG)
+
+
+def test_names_of_points_that_are_near_do_not_cover_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "png", drawn.append)
+    points = [(f"layers-{number}", 1.0 + 0.01 * number, 1.0 + 0.01 * (number % 3)) for number in range(6)]
+    figures.trade_off([*points, ("far", 3.0, 3.0), ("base", 0.0, 0.0)], "x", "y", larger_is_better=True)
+    names = {text.get_text(): text.get_window_extent() for text in drawn[0].axes[0].texts}
+    assert len(names) == 8
+    assert not [pair for pair in combinations(names, 2) if names[pair[0]].overlaps(names[pair[1]])]
 
 
 def test_figures_of_real_depth_and_of_one_layer() -> None:
