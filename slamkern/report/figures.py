@@ -166,17 +166,19 @@ def _name_points(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
     from matplotlib.transforms import Bbox
 
     figure = axes.figure
+    figure.draw_without_rendering()  # lays out: points are where they stay
     renderer = figure.canvas.get_renderer()
     dots = [axes.transData.transform((x, y)) for _, x, y in points]
     taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in dots]
-    for name, x, y in points:
+    for name, x, y in sorted(points, key=lambda point: -point[1]):  # names go to the right: the rightmost first
         text = axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7,
-                             color=ORANGE if name == "base" else INK)  # fmt: skip
+                             color=ORANGE if name == "base" else INK, in_layout=False)  # fmt: skip
         width = text.get_window_extent(renderer).width * 72 / figure.dpi
-        for place in [(side, up) for up in (3, -9, 11, -17) for side in (4, -4 - width)]:
+        for place in [(side, up) for up in (3, -9, 11, -17, 19, -25) for side in (4, -4 - width)]:
             text.set_position(place)
             box = text.get_window_extent(renderer)
-            if not any(box.overlaps(other) for other in taken):
+            inside = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
                 break
         else:
             text.set_position((4, 3))

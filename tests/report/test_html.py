@@ -196,6 +196,7 @@ def test_names_of_points_that_are_near_do_not_cover_each_other(monkeypatch: pyte
     monkeypatch.setattr(figures, "png", drawn.append)
     points = [(f"layers-{number}", 1.0 + 0.01 * number, 1.0 + 0.01 * (number % 3)) for number in range(6)]
     figures.trade_off([*points, ("far", 3.0, 3.0), ("base", 0.0, 0.0)], "x", "y", larger_is_better=True)
+    drawn[0].draw_without_rendering()
     names = {text.get_text(): text.get_window_extent() for text in drawn[0].axes[0].texts}
     assert len(names) == 8
     assert not [pair for pair in combinations(names, 2) if names[pair[0]].overlaps(names[pair[1]])]
