@@ -83,10 +83,12 @@ def load_task(
     limit: int | None = None,
     *,
     first: int = 0,
+    every: int = 1,
 ) -> list[Question]:
     """The first ``limit`` questions (None: all) of each language (None: every one there is), language by language.
 
-    ``first``: how many of these are left out at the beginning.
+    ``first``: how many of these are left out at the beginning. ``every``: of the others, one in so many, from the first
+    of them on.
 
     ``data`` is a folder with the files above, or a pattern such as ``dir/test_{language}.jsonl`` with ``{language}``
     (code or English name), or one file for one language; without it the questions come from the hub. ``SlamkernError``
@@ -94,7 +96,7 @@ def load_task(
     that has no more than ``first`` questions.
     """
     questions = _load(name, languages, data, limit)
-    if first == 0:
+    if first == 0 and every == 1:
         return questions
     groups: dict[str, list[Question]] = {}
     for question in questions:
@@ -102,7 +104,7 @@ def load_task(
     for code, rows in groups.items():
         if len(rows) <= first:
             raise SlamkernError(f"{name} has {len(rows)} questions in {code}: none is left behind the first {first}")
-    return [question for rows in groups.values() for question in rows[first:]]
+    return [question for rows in groups.values() for question in rows[first::every]]
 
 
 def _load(name: str, languages: Sequence[str] | None, data: str | Path | None, limit: int | None) -> list[Question]:

@@ -55,10 +55,19 @@ def _languages(codes: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return codes
 
 
+def _range(numbers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if numbers is not None:
+        first, last, every = (*numbers, 1)[:3] if len(numbers) in (2, 3) else (0, 0, 0)
+        if not (0 <= first < last and every >= 1):
+            expected = "expected [FIRST, LAST] or [FIRST, LAST, EVERY], as [60, 140, 8]"
+            raise ValueError(f"{list(numbers)} are no questions; {expected}")
+    return numbers
+
+
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(_numbers)]
-Range = Annotated[tuple[Annotated[int, Field(ge=0)], Count] | None, BeforeValidator(_numbers)]
+Range = Annotated[tuple[int, ...] | None, AfterValidator(_range), BeforeValidator(_numbers)]
 Languages = Annotated[tuple[str, ...] | None, AfterValidator(_languages), BeforeValidator(_split)]
 Targets = Annotated[tuple[Target, ...], Field(min_length=1), BeforeValidator(_split)]
 Projections = Annotated[tuple[Literal["gate", "up", "down"], ...], Field(min_length=1), BeforeValidator(_split)]
@@ -161,7 +170,8 @@ class EvaluateSection(Section):
     """What is measured before and after; ``task: null`` leaves answer accuracy out.
 
     ``data``: where the task's questions are (see ``tasks``), without it the hub. ``limit``: the first questions of each
-    language; or ``questions``: ``[60, 140]`` are the 61st to the 140th, so that choices are made by others.
+    language; or ``questions``: ``[60, 140]`` are the 61st to the 140th, so that choices are made by others, and
+    ``[60, 140, 8]`` every eighth of them: neighbors may be one problem with other numbers, as they are in MSVAMP.
     ``reply_start``: words that every answer is made to begin with, which are not part of it.
     ``chrf_limit``: held-out questions translated per language for chrF (generation is the slow part), 0 for none.
     ``english``: what the retention loss is measured on: a text file with an English text a line, or ``corpus:`` for
@@ -184,8 +194,6 @@ class EvaluateSection(Section):
     def _one_range(self) -> "EvaluateSection":
         if self.questions is not None and self.limit is not None:
             raise ValueError(f"limit {self.limit} and questions {list(self.questions)} both choose; give one of them")
-        if self.questions is not None and self.questions[0] >= self.questions[1]:
-            raise ValueError(f"questions {list(self.questions)} are none; the first number must be the smaller one")
         return self
 
     def prompt_for(self, tokenizer: Any) -> Prompt:
@@ -197,8 +205,8 @@ class EvaluateSection(Section):
         """The questions that are asked; none without a task."""
         if self.task is None:
             return []
-        first, last = self.questions or (0, self.limit)
-        return load_task(self.task, self.languages, self.data, last, first=first)
+        first, last, *every = self.questions or (0, self.limit)
+        return load_task(self.task, self.languages, self.data, last, first=first, every=every[0] if every else 1)
 
 
 class RunConfig(Section):

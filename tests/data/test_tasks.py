@@ -60,6 +60,8 @@ def test_the_first_questions_can_be_left_out(tmp_path):
         (tmp_path / f"mgsm_{code}.tsv").write_text(text)
     chosen = load_task("mgsm", ["en", "de"], tmp_path, 4, first=2)
     assert [question.id for question in chosen] == ["mgsm-en-3", "mgsm-en-4", "mgsm-de-3", "mgsm-de-4"]
+    spread = load_task("mgsm", ["en", "de"], tmp_path, first=1, every=3)
+    assert [question.id for question in spread] == ["mgsm-en-2", "mgsm-en-5", "mgsm-de-2", "mgsm-de-5"]
     with pytest.raises(SlamkernError, match="mgsm has 5 questions in en: none is left behind the first 5"):
         load_task("mgsm", ["en"], tmp_path, first=5)
 

@@ -149,7 +149,7 @@ def test_other_folders_are_refused(finished: Path, model_folder: Path, tmp_path:
         ("train", {"prompt": "alpacca"}, r"did you mean 'alpaca'"),
         ("evaluate", {"prompt": "absent.txt"}, r"neither a preset, an existing file"),
         ("evaluate", {"task": "mgsm", "data": "absent"}, r"no mgsm questions|absent"),
-        ("evaluate", {"questions": [5, 5], "limit": None}, r"questions \[5, 5\] are none"),
+        ("evaluate", {"questions": [5, 5], "limit": None}, r"questions: \[5, 5\] are no questions"),
         ("evaluate", {"questions": [0, 5]}, r"limit 1 and questions \[0, 5\] both choose"),
         ("evaluate", {"english": "absent.txt"}, r"no file absent.txt"),
     ],
