@@ -8,6 +8,7 @@ from benchmarks import alignment_table
 from benchmarks import bakeoff as bakeoff_stage
 from benchmarks.markdown import markdown
 from benchmarks.results import Row
+from slamkern.bakeoff.table import flat
 
 
 def alignment(rows: Sequence[Row]) -> str:
@@ -19,8 +20,9 @@ def alignment(rows: Sequence[Row]) -> str:
 
 def bakeoff(rows: Sequence[Row]) -> str:
     """One line a cell and seed."""
-    names = bakeoff_stage.columns(rows)
-    return markdown(names, ([row["flat"].get(name) for name in names] for row in rows))
+    lines = [flat(row) for row in rows]
+    names = bakeoff_stage.columns(lines)
+    return markdown(names, ([line[name] for name in names] for line in lines))
 
 
 def families(rows: Sequence[Row]) -> str:
@@ -99,6 +101,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = MappingProxyT
         "alignment": ("alignment", alignment),
         "alignment-long": ("alignment_long", alignment),
         "bakeoff": ("bakeoff", bakeoff),
+        "bakeoff-answers": ("bakeoff-answers", bakeoff),
         "layer-correlation": ("layer-correlation", layer_correlation),
         "layer-stability": ("layer-stability", layer_stability),
         "families": ("families", families),

@@ -16,7 +16,7 @@ _TITLES = {"screen": "Screen", "final": "Final"}
 _LOSSES = ("cell", "seed", "train", "layers", "parameters %", "reply loss", "translation loss", "reply loss, English",
            "English loss", "chrF", "distance", "tokens", "processor seconds", "peak GB")  # fmt: skip
 _ANSWERS = ("cell", "seed", "questions", "accuracy", "gain", "gain low", "gain high", "better in", "worse in",
-            "English", "in English %", "characters")  # fmt: skip
+            "English", "English gained", "English lost", "in English %", "characters")  # fmt: skip
 
 
 def write_page(bakeoff: Bakeoff, rows: Sequence[Row], folder: Path) -> Path:
@@ -38,7 +38,7 @@ def write_page(bakeoff: Bakeoff, rows: Sequence[Row], folder: Path) -> Path:
 
 def _sections(rows: Sequence[Row], title: str, folder: Path) -> list[dict[str, Any]]:
     values = [flat(row) for row in rows]
-    asked = [row for row in values if row["accuracy"] is not None]
+    asked = [row for row in values if row["questions"] is not None]
     gain, kept = ("accuracy", "English") if asked else ("reply loss", "English loss")
     points = [
         (f"{row['cell']}" + (f", {row['seed']}" if row["seed"] else ""), row[kept], row[gain])

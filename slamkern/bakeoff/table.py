@@ -15,8 +15,8 @@ from slamkern.version import __version__
 COLUMNS = (
     "cell", "seed", "round", "train", "layers", "parameters %", "learning rate", "steps", "tokens",
     "reply loss", "reply loss, English", "translation loss", "English loss", "chrF", "questions", "accuracy", "base",
-    "gain", "gain low", "gain high", "better in", "worse in", "English", "English base", "in English %", "characters",
-    "distance", "seconds", "processor seconds", "peak GB",
+    "gain", "gain low", "gain high", "better in", "worse in", "English", "English base", "English gained",
+    "English lost", "in English %", "characters", "distance", "seconds", "processor seconds", "peak GB",
 )  # fmt: skip
 
 
@@ -42,18 +42,19 @@ def flat(row: Row) -> Row:
         }  # fmt: skip
     if answers is not None:
         average, languages = answers["average_without_english"], answers["languages"]
-        others = [entry for code, entry in answers["responses"].items() if code != "en"]
-        values |= {
-            "questions": sum(entry["n"] for entry in languages.values()),
-            "accuracy": average["after"], "base": average["before"], "gain": average["difference"],
-            "gain low": average["interval"][0], "gain high": average["interval"][1],
-            "better in": sum(entry["verdict"] == "better" for entry in languages.values()),
-            "worse in": sum(entry["verdict"] == "worse" for entry in languages.values()),
-            "in English %": _mean(entry["english"] for entry in others),
-            "characters": _mean(entry["characters"] for entry in others),
-        }  # fmt: skip
-        if "en" in languages:
-            values |= {"English": languages["en"]["after"], "English base": languages["en"]["before"]}
+        values["questions"] = sum(entry["n"] for entry in languages.values())
+        if others := [entry for code, entry in answers["responses"].items() if code != "en"]:
+            values |= {
+                "accuracy": average["after"], "base": average["before"], "gain": average["difference"],
+                "gain low": average["interval"][0], "gain high": average["interval"][1],
+                "better in": sum(entry["verdict"] == "better" for entry in languages.values()),
+                "worse in": sum(entry["verdict"] == "worse" for entry in languages.values()),
+                "in English %": _mean(entry["english"] for entry in others),
+                "characters": _mean(entry["characters"] for entry in others),
+            }  # fmt: skip
+        if english := languages.get("en"):
+            values |= {"English": english["after"], "English base": english["before"],
+                       "English gained": english["gained"], "English lost": english["lost"]}  # fmt: skip
     return {name: values.get(name) for name in COLUMNS}
 
 

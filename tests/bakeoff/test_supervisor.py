@@ -97,7 +97,20 @@ def test_a_screen_without_questions_is_ranked_by_replies(tmp_path, monkeypatch):
     assert measured.finalists(bakeoff, tmp_path / "out") == [best]
     assert bakeoff_results.main([str(tmp_path / "out"), "--name", "tiny", "--results", str(tmp_path)]) == 0
     lines = tables.table("bakeoff", results.read_files(tmp_path))
-    assert "| screen | low | 0 | 10.8 |" in lines and "accuracy" not in lines
+    assert "| screen | low | 0 | 0 | 10.8 |" in lines and "accuracy" not in lines
+
+
+def test_a_final_in_english_alone_says_nothing_of_other_languages(tmp_path, monkeypatch):
+    in_one_process(monkeypatch)
+    final = {"seeds": [0], "evaluate": {"languages": ["en"], "limit": 3}}
+    bakeoff = tiny_bakeoff(tmp_path, [{"name": "low", "layers": "lowest:1"}], finalists=1, final=final)
+    out = tmp_path / "out"
+    assert supervisor.run(bakeoff, out, say=lambda _: None) == []
+    rows = [table.flat(row) for row in measured.read_rows(bakeoff, out) if row["round"] == "final"]
+    assert [row["questions"] for row in rows] == [3, 3] and all(row["accuracy"] is None for row in rows)
+    assert all(row["English gained"] - row["English lost"] == pytest.approx(3 * (row["English"] - row["English base"])
+                                                                            / 100) for row in rows)  # fmt: skip
+    assert "Final: answers" in (out / "report.html").read_text()
 
 
 def test_a_final_comes_after_the_screen_that_it_was_not_planned_with(tmp_path, monkeypatch):
