@@ -14,6 +14,12 @@ class SlamkernError(ValueError):
         super().__init__(message.replace("\r", "\\r").replace("\n", "\\n"))
 
 
+def refuse_string(value: object, name: str) -> None:
+    """SlamkernError where a list of strings is meant and one string is given, which is a list of its letters."""
+    if isinstance(value, str):
+        raise SlamkernError(f"{name} is the string {value[:40]!r}; expected a list, such as [{value[:40]!r}]")
+
+
 def printable(text: str) -> str:
     """``text`` with what would steer a terminal (escape sequences in a name, say) written out as escapes.
 

@@ -27,7 +27,7 @@ from slamkern.data.gsm8k_instruct import match_to_english
 from slamkern.data.languages import language
 from slamkern.data.readers import Record, field, hub_records, iterate_nonempty, iterate_records
 from slamkern.data.record_table import RecordTable
-from slamkern.errors import SlamkernError
+from slamkern.errors import SlamkernError, refuse_string
 from slamkern.reading import parse_json
 
 LOGGER = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def load_pairs(
         raise SlamkernError(f"content={content!r}; use question, answer or both")
     if limit is not None and limit < 1:
         raise SlamkernError(f"limit={limit}; use at least 1 pair per language, or None for all")
+    refuse_string(languages, "languages")
     wanted = None if languages is None else {language(code).code for code in languages} - {"en"}
     counts: Counter[tuple[str, str]] = Counter()  # (language, kind)
     keys: dict[tuple[str, str], int] = {}

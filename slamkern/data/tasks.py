@@ -26,7 +26,7 @@ from pathlib import Path
 from slamkern.data.answers import extract_answer
 from slamkern.data.languages import LANGUAGES, language
 from slamkern.data.readers import Record, field, hub_records, read_lines, read_records
-from slamkern.errors import SlamkernError
+from slamkern.errors import SlamkernError, refuse_string
 
 __all__ = ["TASKS", "Question", "extract_answer", "load_task"]
 
@@ -112,6 +112,7 @@ def _load(name: str, languages: Sequence[str] | None, data: str | Path | None, l
         raise SlamkernError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
     if limit is not None and limit < 1:
         raise SlamkernError(f"limit={limit}; use at least 1 question per language, or None for all")
+    refuse_string(languages, "languages")
     codes = None if languages is None else list(dict.fromkeys(language(code).code for code in languages))
     if codes == []:
         raise SlamkernError("no languages given; name some or leave it out for all")

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from slamkern.errors import SlamkernError
+from slamkern.errors import SlamkernError, refuse_string
 from slamkern.evaluation.comparability import check_comparable
 from slamkern.evaluation.drift import Drift, measure_drift
 from slamkern.evaluation.forgetting import TEXTS, LossChange, compare_losses
@@ -120,6 +120,8 @@ def compare(
 
     Raises SlamkernError where something besides the model differs, naming all of it.
     """
+    refuse_string(languages, "languages")
+    refuse_string(allow, "allow")
     first, second = _read(before, rule, filter_name), _read(after, rule, filter_name)
     codes = _languages(first, second, languages)
     margins = {code: (margins or {}).get(code, margin) for code in (*codes, AVERAGE)} | dict(margins or {})

@@ -13,7 +13,7 @@ from slamkern.data.buckets import in_bucket
 from slamkern.data.languages import language
 from slamkern.data.packing import Example, PackedBatch, PaddedBatch, collate, pack_plan, pad_plan, padded_batch
 from slamkern.data.tokenization import tokenize_texts
-from slamkern.errors import SlamkernError
+from slamkern.errors import SlamkernError, refuse_string
 from slamkern.modules.cuda_graphs import Graphs, check_capturable
 from slamkern.modules.eval_mode import eval_mode
 from slamkern.modules.packed_attention import packed_attention, supports_packing
@@ -47,8 +47,9 @@ def collect_stats(
     replays a CUDA graph for each, where launches rather than the GPU set the pace; for a model on one GPU.
     """
     model = distributed.unwrapped(model)
-    for code in texts:
+    for code, of_language in texts.items():
         language(code)
+        refuse_string(of_language, f"texts[{code!r}]")
     if token_budget < 1 or max_length < 1 or groups < 0:
         raise SlamkernError(f"token_budget {token_budget}, max_length {max_length}, groups {groups}: out of range")
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None) or max_length

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slamkern import distributed
-from slamkern.errors import SlamkernError
+from slamkern.errors import SlamkernError, refuse_string
 from slamkern.modules.ffn_match import find_ffns
 from slamkern.modules.patch import fused_ffns, patched
 from slamkern.ops import OBSERVABLES
@@ -148,6 +148,7 @@ def record_stats(
     """
     if observe not in OBSERVABLES:
         raise SlamkernError(f"unknown observable {observe!r}; known: {' '.join(OBSERVABLES)}")
+    refuse_string(languages, "languages")
     if not languages or len(set(languages)) != len(languages):
         raise SlamkernError(f"languages are {list(languages)}; expected one or more, each once")
     with patched(model):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slamkern.errors import SlamkernError
+from slamkern.errors import SlamkernError, refuse_string
 from slamkern.modules.ffn import FFN, Fused, train_neurons
 from slamkern.modules.ffn_match import by_layer, find_ffns
 from slamkern.modules.trained_neurons import TrainedNeurons, is_part
@@ -46,6 +46,7 @@ def apply_selection(
     Biases stay frozen, as in SLAM. Raises SlamkernError, before anything is changed, for layers the model does not
     have, a selection made for another model, or a projection that cannot be trained by itself.
     """
+    refuse_string(projections, "projections")
     ffns = by_layer(find_ffns(model))
     if not ffns:
         raise SlamkernError(f"{type(model).__name__} has no FFN that slamkern knows; explain(model) says why")
