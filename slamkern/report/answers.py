@@ -23,14 +23,15 @@ def answer_sections(
 ) -> list[Section]:
     """Sections from the scores of a run and the comparison of its answers before and after."""
     sections = [_accuracy(folder, before, after)]
-    if comparison is None:
+    if comparison is not None:
+        sections.append(_change(folder, comparison))
+        if comparison["drift"]:
+            sections.append(_responses(folder, comparison["drift"]))
+    if comparison is None or not (comparison["gained"] or comparison["lost"]):
         if samples := sample_outputs(folder):
             text = "One question a language, if possible one that training changed; shortened."
             sections.append({"title": "Sample outputs", "text": text, "samples": samples})
         return sections
-    sections.append(_change(folder, comparison))
-    if comparison["drift"]:
-        sections.append(_responses(folder, comparison["drift"]))
     for name, text in (("gained", "Wrong before, right after"), ("lost", "Right before, wrong after")):
         if chosen := changed_samples(comparison[name]):
             text = f"{text}: {len(chosen)} of {len(comparison[name])}, shortened."

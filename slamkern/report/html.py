@@ -15,8 +15,10 @@ from slamkern.files import write_text
 from slamkern.report import figures
 from slamkern.report.answers import answer_sections
 from slamkern.report.page import figure_of, render_page
+from slamkern.report.samples import few_texts
 from slamkern.schemas.metrics import read_metrics
 from slamkern.selection.layers import LayerSelection
+from slamkern.version import __version__
 
 PARTS = ("stats.safetensors", "selection.json", "metrics.json")
 
@@ -73,7 +75,7 @@ def _mark(gain: float) -> str:
 
 def _subtitle(metrics: Mapping[str, Any]) -> str:
     if not metrics:
-        return "Selective language alignment, partial run."
+        return f"Selective language alignment, partial run; this page is of slamkern {__version__}."
     return f"Selective language alignment with slamkern {metrics['slamkern']}: {metrics['model_description']}."
 
 
@@ -125,8 +127,10 @@ def _translation_section(folder: Path, metrics: Mapping[str, Any]) -> dict[str, 
     old, new = metrics["before"]["english_loss"], metrics["after"]["english_loss"]
     return {
         "title": "Held-out translation into English",
+        "warning": few_texts(metrics["data"]["held_out_pairs"] // len(before)),
         "text": f"Questions that training never saw ({metrics['data']['held_out_pairs']} pairs). Loss is per token of "
-        f"the English question; lower is better. chrF compares generated with true English; higher is better. "
+        f"the English question; lower is better. chrF compares generated with true English; higher is better. Colors "
+        f"show the direction of a change, not that it is more than chance. "
         f"English itself: loss per token on English reasoning text {old:.3f} before, {new:.3f} after.",
         "figures": [figure_of(folder, "translation_loss", image, "held-out loss per language")],
         "table": {"head": head, "rows": rows},

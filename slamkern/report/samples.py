@@ -9,6 +9,7 @@ from slamkern.schemas.predictions import Prediction, read_predictions
 SAMPLES, CHARACTERS = 6, 400
 # Changed all one way, the fewest answers that a two-sided sign (McNemar's) test finds at 5 %: 2 * 0.5^6 = 0.031.
 FEWEST_CHANGES = 6
+ENOUGH_TEXTS = 20
 
 
 def sample_outputs(folder: Path) -> list[dict[str, str]]:
@@ -67,6 +68,13 @@ def too_few(n: Mapping[str, int]) -> str | None:
         f"With {smallest} questions in a language, a change of less than {points:.0f} points cannot be told from "
         f"chance (fewer than {FEWEST_CHANGES} answers that change all one way); treat these numbers as an illustration."
     )
+
+
+def few_texts(texts: int) -> str | None:
+    """That means over so few texts of a language move by chance; None from ``ENOUGH_TEXTS`` on."""
+    if texts >= ENOUGH_TEXTS:
+        return None
+    return f"With {texts} texts in a language, a small difference may be that of single texts: an illustration."
 
 
 def _verdict(correct: bool) -> str:

@@ -16,7 +16,7 @@ from slamkern.pipeline.stages import compare_run
 from slamkern.probe.stats import ActivationStats
 from slamkern.report import figures
 from slamkern.report.html import write_report
-from slamkern.report.samples import too_few
+from slamkern.report.samples import few_texts, too_few
 from slamkern.selection.layers import select_layers
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -178,7 +178,23 @@ def test_a_comparison_becomes_change_languages_and_examples(folder: Path) -> Non
     assert compare_run(folder / "evaluation") is None
 
 
+def test_outputs_are_shown_where_no_verdict_changed(folder: Path) -> None:
+    for when in ("before", "after"):
+        (folder / "evaluation" / when).mkdir(parents=True)
+        rows = [
+            {"id": f"x-{code}-{number}", "language": code, "question": f"{code} {number}?", "gold": "3",
+             "output": f"It is 3, {when}", "prediction": 3, "correct": True}
+            for code in ("en", "de") for number in range(20)
+        ]  # fmt: skip
+        (folder / "evaluation" / when / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = compare_run(folder)
+    assert result is not None and not result["gained"] and not result["lost"]
+    page = write_report(folder, result).read_text()
+    assert "Gained and lost" in page and "Sample outputs" in page and page.count("It is 3, after") == 2
+
+
 def test_how_many_questions_are_enough() -> None:
+    assert few_texts(20) is None and "With 4 texts" in (few_texts(4) or "")
     assert too_few({"en": 60, "de": 250}) is None
     assert "less than 30 points" in (too_few({"en": 20, "de": 250}) or "")
 
