@@ -43,7 +43,7 @@ def write(work: Path, model: nn.Module, settings: Mapping[str, Any], folder: Pat
     }
     stage = {
         "environment": results.environment(torch.device("cpu")),
-        "command": "python -m benchmarks.layer_gain --pairs FOLDER --work FOLDER",
+        "command": "python -m benchmarks.layer_gain --model MODEL --pairs FOLDER --work FOLDER",
         "study": dict(settings),
     }
     path = folder / f"layer-gain-{name.split('/')[-1].lower()}.json"
