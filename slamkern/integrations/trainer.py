@@ -14,16 +14,18 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from slamkern.digests import combined_digest
 from slamkern.errors import SlamkernError
 from slamkern.integrations.check import check_packing
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection, total_parameters, trained_parameters
-from slamkern.training.checkpoint import SELECTION, load_delta, save_delta
+from slamkern.training.checkpoint import save_delta
 from slamkern.training.frozen import frozen_digests, trained_parts
 from slamkern.training.sharding import is_sharded
 
 _log = logging.getLogger(__name__)
 DELTA_FOLDER = "slamkern"  # in a checkpoint of the trainer
+STATE = "slamkern"  # in its trainer_state.json: the one file of a resumed checkpoint that a callback is shown
 
 
 class SlamCallback(TrainerCallback):
@@ -32,7 +34,7 @@ class SlamCallback(TrainerCallback):
     Logs ``tokens_per_second`` (real tokens: no padding) and ``trained_share`` of the parameters beside the loss; they
     are in ``trainer.state.log_history`` too. A selection of single neurons needs a patched model.
     Refuses, in one line: freeze flags or frozen weights that changed, a resumed checkpoint of another selection or
-    base, and a first batch whose packed sequences see each other.
+    without one, and a first batch whose packed sequences see each other.
     """
 
     def __init__(self, selection: LayerSelection, projections: tuple[str, ...] = ("up", "down")) -> None:
@@ -68,9 +70,11 @@ class SlamCallback(TrainerCallback):
         groups = getattr(optimizer, "param_groups", [])
         if groups and {id(parameter) for group in groups for parameter in group["params"]} != trained:
             raise SlamkernError("the optimizer was made before SlamCallback froze the model; let the trainer make it")
-        if state.global_step:
-            self._resume(model, Path(args.output_dir) / f"checkpoint-{state.global_step}" / DELTA_FOLDER)
         self._frozen = frozen_digests(model, trained_parts(model))
+        here = self._described()
+        if state.global_step:
+            _compare(state.stateful_callbacks.get(STATE), here)
+        state.stateful_callbacks[STATE] = here  # goes into the trainer_state.json of each checkpoint
         self._tokens, self._since = 0, time.perf_counter()
         self._hook = model.register_forward_pre_hook(self._first_batch, with_kwargs=True)
 
@@ -131,17 +135,30 @@ class SlamCallback(TrainerCallback):
                 f" {changed[0]}; freeze nothing and thaw nothing beside SlamCallback"
             )
 
-    def _resume(self, model: Any, folder: Path) -> None:
-        """The delta beside the checkpoint that the trainer went on from must be of this selection, and is loaded."""
-        if not folder.is_dir():
-            raise SlamkernError(f"{folder.parent} was not saved with SlamCallback: it has no folder {folder.name}")
-        before = LayerSelection.load(folder / SELECTION)
-        if before.layers != self.selection.layers:
-            raise SlamkernError(
-                f"{folder.parent} trained layers {list(before.layers)}, this selection has"
-                f" {list(self.selection.layers)}"
-            )
-        names = load_delta(model, folder)
-        if set(names) != self._names:
-            raise SlamkernError(f"{folder.parent} trained {sorted(names)[0]} and others, not the tensors of this run")
-        _log.info("resumed %d trained tensors from %s", len(names), folder)
+    def _described(self) -> dict[str, Any]:
+        """What a run that resumes must agree in, as JSON gives it back."""
+        selection = self.selection.to_dict()
+        return {
+            "layers": selection["layers"],
+            "neurons": selection["neurons"],
+            "trained": sorted(self._names),
+            "frozen": combined_digest(self._frozen),
+        }
+
+
+def _compare(before: dict[str, Any] | None, here: dict[str, Any]) -> None:
+    """The checkpoint that the trainer went on from, and whose weights it has loaded, must be one of this selection."""
+    if before is None:
+        raise SlamkernError("the resumed checkpoint was saved without SlamCallback or by an older slamkern; begin anew")
+    if before["layers"] != here["layers"]:
+        raise SlamkernError(
+            f"the resumed checkpoint trained layers {before['layers']}, this selection has {here['layers']}"
+        )
+    if before["neurons"] != here["neurons"]:
+        raise SlamkernError(f"the resumed checkpoint trained other neurons of layers {before['layers']}")
+    if odd := sorted({*before["trained"]} ^ {*here["trained"]}):
+        raise SlamkernError(f"the resumed checkpoint and this run train different tensors, the first {odd[0]}")
+    if before["frozen"] != here["frozen"]:
+        raise SlamkernError(
+            "the frozen weights are not those that the resumed checkpoint trained with; load the model in its dtype"
+        )

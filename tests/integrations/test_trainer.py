@@ -1,13 +1,13 @@
-"""SlamCallback in transformers' Trainer and TRL's SFTTrainer, packed and padded, stopped and resumed."""
+"""SlamCallback in transformers' Trainer and TRL's SFTTrainer, packed and padded."""
 
 import pytest
 import torch
 from support.processes import launch
 from support.tiny_models import tiny_model
+from support.tiny_trainer import SELECTION, packed_model, rows, trainer_of, weights
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorWithFlattening,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -25,40 +25,9 @@ from slamkern.selection.trainable import trained_parameters
 from slamkern.training.checkpoint import load_delta
 from slamkern.training.sharding import shard
 
-SELECTION = LayerSelection(layers=(0, 2))
-
-
-def rows():
-    drawn = torch.Generator().manual_seed(3)
-    texts = [torch.randint(3, 96, (length,), generator=drawn).tolist() for length in (7, 19, 11, 5, 23, 9, 14, 6)]
-    return [{"input_ids": ids, "labels": [-100, -100, *ids[2:]]} for ids in texts]
-
-
-def packed_model(patched=True):
-    model = tiny_model()
-    register()
-    model.set_attn_implementation("slamkern_packed")
-    return patch_model(model) if patched else model
-
-
-def trainer_of(model, out, callbacks=(), collator=None, **options):
-    arguments = TrainingArguments(
-        output_dir=str(out), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=4,
-        learning_rate=1e-2, use_cpu=True, report_to="none", logging_steps=1, save_steps=2, disable_tqdm=True,
-        remove_unused_columns=False, **options,
-    )  # fmt: skip
-    return Trainer(
-        model=model, args=arguments, train_dataset=rows(), callbacks=list(callbacks),
-        data_collator=collator or DataCollatorWithFlattening(),
-    )  # fmt: skip
-
 
 def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def weights(model):
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def test_flattened_batches_train_as_padded_ones_do(tmp_path, tiny_tokenizer):
@@ -112,19 +81,6 @@ def test_single_neurons_and_halves_of_a_weight_train_here_too(tmp_path, family):
     name = f"model.layers.2.mlp.{'up_proj' if neurons else 'gate_up_proj'}.weight"
     changed = (after[name] != before[name]).any(1).nonzero().squeeze(1).tolist()
     assert changed == ([5] if neurons else list(range(48, 96)))
-
-
-def test_a_resumed_run_ends_where_the_unbroken_one_does(tmp_path):
-    whole = packed_model()
-    trainer_of(whole, tmp_path / "whole", [SlamCallback(SELECTION)]).train()
-    again = packed_model()
-    trainer = trainer_of(again, tmp_path / "whole", [SlamCallback(SELECTION)])
-    trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in weights(whole).items())
-
-    other = trainer_of(packed_model(), tmp_path / "whole", [SlamCallback(LayerSelection(layers=(1, 3)))])
-    with pytest.raises((SlamkernError, ValueError), match=r"trained layers \[0, 2\], this selection has \[1, 3\]"):
-        other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
 
 
 def test_what_would_train_something_else_is_refused(tmp_path):
