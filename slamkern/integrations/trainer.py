@@ -33,8 +33,8 @@ class SlamCallback(TrainerCallback):
 
     Logs ``tokens_per_second`` (real tokens: no padding) and ``trained_share`` of the parameters beside the loss; they
     are in ``trainer.state.log_history`` too. A selection of single neurons needs a patched model.
-    Refuses, in one line: freeze flags or frozen weights that changed, a resumed checkpoint of another selection or
-    without one, and a first batch whose packed sequences see each other.
+    Refuses, in one line: a model with adapters, freeze flags or frozen weights that changed, a resumed checkpoint of
+    another selection or without one, and a first batch whose packed sequences see each other.
     """
 
     def __init__(self, selection: LayerSelection, projections: tuple[str, ...] = ("up", "down")) -> None:
@@ -48,6 +48,11 @@ class SlamCallback(TrainerCallback):
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         model = kwargs["model"]
+        if hasattr(model, "peft_config"):
+            raise SlamkernError(
+                f"{type(model).__name__} has PEFT's adapters, and SlamCallback trains the model's own weights;"
+                " leave it out, and give PEFT slamkern.integrations.lora.lora_config(model, selection)"
+            )
         apply_selection(model, self.selection, self.projections)
         trained = trained_parameters(model)
         self._names = frozenset(trained)

@@ -94,6 +94,18 @@ def test_what_would_train_something_else_is_refused(tmp_path):
         thawed.train()
 
 
+@pytest.mark.parametrize("wrap", [True, False], ids=["get_peft_model", "add_adapter"])
+def test_a_model_with_an_adapter_is_refused(tmp_path, wrap):
+    peft = pytest.importorskip("peft")
+    model, config = packed_model(), peft.LoraConfig(target_modules=["up_proj"], r=2)
+    if wrap:
+        model = peft.get_peft_model(model, config)
+    else:
+        model.add_adapter(config)
+    with pytest.raises(SlamkernError, match=r"has PEFT's adapters.*integrations\.lora\.lora_config"):
+        trainer_of(model, tmp_path, [SlamCallback(SELECTION)])
+
+
 def test_a_frozen_weight_that_something_else_changes_is_found(tmp_path):
     class Meddling(TrainerCallback):
         def on_step_end(self, *args, **kwargs):
