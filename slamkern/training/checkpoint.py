@@ -27,6 +27,7 @@ from slamkern.schemas.training import DELTA, FORMAT, STATE, read_delta, read_sta
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
 from slamkern.training.frozen import AXES, changed_weight, frozen_digests, trained_parts
+from slamkern.training.names import plain_model, plain_names, renamed
 from slamkern.training.optimizer import MasterAdamW
 from slamkern.training.sharding import collect, is_sharded, part_of
 from slamkern.version import __version__
@@ -47,6 +48,7 @@ def save_delta(
 ) -> Path:
     """Write the tensors that require a gradient, and the selection where there is one; returns the delta's path.
 
+    Names are those of the plain model, however ``model`` is wrapped; adapters that are frozen count as no part of it.
     frozen: the digests of the model's other weights where they are known already (see ``frozen_digests``). Each file is
     whole or absent, the delta last. Every process calls this for a sharded model; the main one writes.
     SlamkernError when nothing requires a gradient, or a value is not finite.
@@ -55,6 +57,7 @@ def save_delta(
     if not (trained := trained_parameters(model)):
         raise SlamkernError("no parameter requires a gradient, so there is no delta; call apply_selection first")
     tensors, frozen = collect(trained), dict(frozen or frozen_digests(model, trained_parts(model)))
+    names, config = plain_names(model), plain_model(model).config
     if not tensors:  # not the main process of a sharded model
         return folder / DELTA
     check_finite(tensors, "nothing was saved; lower learning_rate, or train in bfloat16 or float32")
@@ -63,17 +66,14 @@ def save_delta(
     metadata = {
         "slamkern_version": __version__,
         "format": FORMAT,
-        "signature": model_signature(model.config),
-        "base_model": str(getattr(model.config, "_name_or_path", "")),
-        "frozen_weights": frozen,
+        "signature": model_signature(config),
+        "base_model": str(getattr(config, "_name_or_path", "")),
+        "frozen_weights": renamed({name: frozen[name] for name in frozen if name.partition("@")[0] in names}, names),
     }
     # Up and down name the same neurons; a safetensors file holds no shared storage.
-    which = {
-        f"{t.name}.{NAMES[AXES[t.projection]]}": t.neurons.clone()
-        for t in trainable_tensors(model)
-        if t.neurons is not None
-    }
-    save_tensors(folder / DELTA, tensors | which, metadata)
+    single = [entry for entry in trainable_tensors(model) if entry.neurons is not None]
+    which = {f"{t.name}.{NAMES[AXES[t.projection]]}": t.neurons.clone() for t in single}  # type: ignore[union-attr]
+    save_tensors(folder / DELTA, renamed(tensors | which, names), metadata)
     return folder / DELTA
 
 
@@ -86,18 +86,20 @@ def check_finite(tensors: Mapping[str, Tensor], otherwise: str) -> None:
 
 @torch.no_grad()
 def load_delta(model: nn.Module, folder: str | Path, *, frozen: Mapping[str, str] | None = None) -> list[str]:
-    """Copy the tensors of a delta (its folder or the file) into the model it was trained on; returns their names.
+    """Copy the tensors of a delta (its folder or the file) into the model it was trained on; returns their names in it.
 
     frozen: the digests of the model's other weights where they are known already. All is checked before the first
     tensor is copied. SlamkernError, naming the file, for one that is truncated, changed or foreign, for a delta of
     another model or of other weights of this one, and for a tensor of another name, shape or dtype, or with values that
     are not finite. Freeze flags are not touched.
     """
-    path, tensors, metadata = read_delta(folder)
-    signature = model_signature(model.config)
+    path, stored, metadata = read_delta(folder)
+    signature = model_signature(plain_model(model).config)
     if metadata.signature != signature:
         trained_on = f"{metadata.base_model or 'a model'} ({metadata.signature})"
         raise SlamkernError(f"{path} was trained on {trained_on}, this model is {signature}; load that base model")
+    own = {plain: name for name, plain in plain_names(model).items()}
+    tensors = renamed(stored, own)
     names = [name for name in tensors if not name.endswith(tuple(f"@neurons.{axis}" for axis in NAMES))]
     places = {name: _place(model, name, tensors, path) for name in names}
     for name, here in places.items():
@@ -110,7 +112,7 @@ def load_delta(model: nn.Module, folder: str | Path, *, frozen: Mapping[str, str
     check_finite(tensors, f"{path} cannot be used")
     parts = {name.removesuffix("@neurons"): _neurons(name, tensors) for name in names}
     now = frozen or frozen_digests(model, parts)
-    if changed := changed_weight(metadata.frozen_weights, now, parts):
+    if changed := changed_weight(renamed(metadata.frozen_weights, own), now, parts):
         base = metadata.base_model or "its base model"
         raise SlamkernError(
             f"{path} was trained on other weights than this model has (first difference: {changed});"
