@@ -24,6 +24,7 @@ from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import PROJECTIONS
 from slamkern.training.checkpoint import save_delta
 from slamkern.training.delta import read_change
+from slamkern.training.names import plain_model
 
 TASK = "CAUSAL_LM"
 
@@ -39,19 +40,19 @@ def lora_config(
     options: of LoraConfig (``r``, ``lora_alpha`` ...). ``up`` of a fused gate_up weight is that weight, gate and all.
     SlamkernError for a layer or projection that the model does not have.
     """
-    ffns = by_layer(find_ffns(model))
+    ffns = by_layer(find_ffns(plain_model(model)))
     layers = sorted(set(selection.layers if isinstance(selection, LayerSelection) else selection))
     if missing := [layer for layer in layers if layer not in ffns]:
         raise SlamkernError(f"no FFN that slamkern knows in layers {missing}; there is one in {sorted(ffns)}")
-    targets = set()
+    targets = []
     for layer in layers:
         match = ffns[layer]
         for projection in projections:
             name = getattr(match.part, projection, None) if projection in PROJECTIONS else None
             if name is None:
                 raise SlamkernError(f"{match.path} has no projection {projection!r}; known: {' '.join(PROJECTIONS)}")
-            targets.add(f"{match.path.rpartition('.')[2]}.{name}")
-    return _peft().LoraConfig(target_modules=sorted(targets), layers_to_transform=layers, task_type=TASK, **options)
+            targets.append(f"{match.path}.{name}")
+    return _peft().LoraConfig(target_modules=targets, task_type=TASK, **options)
 
 
 @torch.no_grad()

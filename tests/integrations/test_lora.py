@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from support.tiny_models import tiny_model
 from support.tiny_training import CONFIG
 
@@ -70,3 +71,19 @@ def test_an_adapter_on_the_selection_trains_in_the_packed_loop(fit):
         lora_config(tiny_model(), [9])
     with pytest.raises(slamkern.SlamkernError, match="has no projection 'gate'"):
         lora_config(tiny_model("gpt2"), [0], ["gate"])
+
+
+def test_other_towers_and_later_adapters():
+    """Blocks of images have layers of the same numbers and names; of a wrapped model PEFT wants the paths inside."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96, "num_hidden_layers": 3}
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=sizes | heads | {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
+        vision_config=sizes | {"depth": 3, "num_heads": 4, "out_hidden_size": 32, "fullatt_block_indexes": [1]},
+    )
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    wrapped = peft.get_peft_model(model, lora_config(model, [1], r=2))
+    wrapped.add_adapter("later", lora_config(wrapped, [2], r=2))
+    adapted = {name.partition(".lora_")[0] for name, _ in wrapped.named_parameters() if ".lora_A" in name}
+    start = "base_model.model.model.language_model.layers"
+    assert adapted == {f"{start}.{layer}.mlp.{name}_proj" for layer in (1, 2) for name in ("up", "down")}
