@@ -31,7 +31,7 @@ def check_first_batch(trainer: Any) -> None:
         if not model.training:
             return compute_loss(model, inputs, *args, **options)
         trainer.compute_loss = compute_loss
-        check_packing(model, inputs)
+        check_packing(model, inputs, packs=says_it_packs(trainer.args))
         items = options.get("num_items_in_batch")
         accumulation = trainer.args.gradient_accumulation_steps
         # A fused loss is of training mode, unless it is asked for.
@@ -54,14 +54,25 @@ def check_first_batch(trainer: Any) -> None:
     trainer.compute_loss = checked
 
 
-def check_packing(model: Any, batch: Mapping[str, Any]) -> None:
+def says_it_packs(args: Any) -> bool:
+    """Whether the arguments of a trainer (TRL's) ask for rows of several sequences."""
+    return bool(getattr(args, "packing", False))
+
+
+def check_packing(model: Any, batch: Mapping[str, Any], *, packs: bool = False) -> None:
     """Compare the logits of the first two sequences of a packed row with those of each of them alone.
 
     batch: what ``model`` is called with, one row of ``input_ids`` with ``position_ids`` that restart. Does nothing for
     a batch of several rows, or of one sequence. SlamkernError where they differ by more than rounding, where the model
-    has packed attention and cannot be packed, and where the first token of a later sequence has a label.
+    has packed attention and cannot be packed, where the first token of a later sequence has a label, and, of a trainer
+    that ``packs``, for a batch without positions.
     """
     positions = batch.get("position_ids")
+    if packs and positions is None:
+        raise SlamkernError(
+            "packing=True gave a batch without position_ids, so the sequences of a row see each other; TRL gives them"
+            ' with packing_strategy="bfd"'
+        )
     if positions is None or positions.dim() != 2 or positions.shape[0] != 1:
         return
     starts = (positions[0, 1:] != positions[0, :-1] + 1).nonzero().squeeze(1) + 1

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from slamkern.digests import combined_digest
 from slamkern.errors import SlamkernError
-from slamkern.integrations.check import check_packing
+from slamkern.integrations.check import check_packing, says_it_packs
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection, total_parameters, trained_parameters
 from slamkern.training.checkpoint import save_delta
@@ -42,6 +42,7 @@ class SlamCallback(TrainerCallback):
         self._names: frozenset[str] = frozenset()
         self._share = 0.0
         self._frozen: dict[str, str] = {}
+        self._packs = False
         self._tokens: Tensor | int = 0
         self._since = 0.0
         self._hook: Any = None
@@ -80,6 +81,7 @@ class SlamCallback(TrainerCallback):
         if state.global_step:
             _compare(state.stateful_callbacks.get(STATE), here)
         state.stateful_callbacks[STATE] = here  # goes into the trainer_state.json of each checkpoint
+        self._packs = says_it_packs(args)
         self._tokens, self._since = 0, time.perf_counter()
         self._hook = model.register_forward_pre_hook(self._first_batch, with_kwargs=True)
 
@@ -115,7 +117,7 @@ class SlamCallback(TrainerCallback):
         if not model.training or not kwargs:
             return
         self._hook.remove()
-        check_packing(model, kwargs)
+        check_packing(model, kwargs, packs=self._packs)
         self._since = time.perf_counter()
         self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
         self._count(model, args, kwargs)

@@ -156,28 +156,44 @@ class Leaking(DataCollatorWithFlattening):
         return batch | {"attention_mask": torch.ones_like(batch["input_ids"])}
 
 
+def sft_trainer(model, out, tokenizer, callbacks=(), **options):
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    config = trl.SFTConfig(
+        output_dir=str(out), per_device_train_batch_size=2, gradient_accumulation_steps=1, max_steps=3,
+        learning_rate=1e-2, use_cpu=True, bf16=False, report_to="none", logging_steps=1, save_strategy="no",
+        disable_tqdm=True, dataset_num_proc=None, gradient_checkpointing=False, **options,
+    )  # fmt: skip
+    return trl.SFTTrainer(
+        model=model, args=config, processing_class=tokenizer, callbacks=list(callbacks),
+        train_dataset=Dataset.from_list([{"input_ids": row["input_ids"]} for row in rows()]),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "options",
     [{"packing": True, "max_length": 32}, {"padding_free": True, "max_length": None}],
     ids=["bfd", "padding_free"],
 )
 def test_trl(tmp_path, tiny_tokenizer, options):
-    trl = pytest.importorskip("trl")
-    from datasets import Dataset
-
     model = packed_model()
     before = weights(model)
-    config = trl.SFTConfig(
-        output_dir=str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=1, max_steps=3,
-        learning_rate=1e-2, use_cpu=True, bf16=False, report_to="none", logging_steps=1, save_strategy="no",
-        disable_tqdm=True, dataset_num_proc=None, gradient_checkpointing=False, **options,
-    )  # fmt: skip
-    trainer = trl.SFTTrainer(
-        model=model, args=config, processing_class=tiny_tokenizer, callbacks=[SlamCallback(SELECTION)],
-        train_dataset=Dataset.from_list([{"input_ids": row["input_ids"]} for row in rows()]),
-    )  # fmt: skip
+    trainer = sft_trainer(model, tmp_path, tiny_tokenizer, [SlamCallback(SELECTION)], **options)
     check_first_batch(trainer)
     trainer.train()
     changed = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
     assert changed == set(trained_parameters(model))
     assert set(load_delta(tiny_model(), tmp_path / DELTA_FOLDER)) == changed
+
+
+@pytest.mark.parametrize("by", ["callback", "check"])
+def test_trl_that_wraps_is_refused(tmp_path, tiny_tokenizer, by):
+    """Nothing in such a batch says where its sequences begin."""
+    callbacks = [SlamCallback(SELECTION)] if by == "callback" else []
+    options = {"packing": True, "packing_strategy": "wrapped", "max_length": 32}
+    trainer = sft_trainer(tiny_model(), tmp_path, tiny_tokenizer, callbacks, **options)
+    if by == "check":
+        check_first_batch(trainer)
+    with pytest.raises(SlamkernError, match=r"without position_ids.*packing_strategy=\"bfd\""):
+        trainer.train()
