@@ -101,7 +101,7 @@ class Fused(Extended):
         """
         ffn = self.slamkern_ffn
         if ffn.trained is not None:
-            ffn.trained.write_back(getattr(self, ffn.up).weight, getattr(self, ffn.down).weight)
+            trained_neurons.write_back(self)
         if not torch.is_grad_enabled():
             return False
         usual = all(map(is_plain, projections)) and self._changed_activation() is None
@@ -158,7 +158,7 @@ class FusedGated(Fused):
         if self._runs_whole(x, gate, up, down):
             weights = (weight_of(gate), weight_of(up), weight_of(down), gate.bias, up.bias, down.bias)
             trained = ffn.trained
-            neurons = (None, None, None) if trained is None else (trained.up, trained.down, trained.neurons)
+            neurons = (None, None, None) if trained is None else (*trained_neurons.parts(self), trained.neurons)
             y = self._whole(x, *weights, *neurons)
         else:
             y = down(self._hidden(gate(x), up(x)))
@@ -179,17 +179,20 @@ class FusedGateUp(Fused):
         down: Any = self._modules[ffn.down]
         halves = slice(None, ffn.neurons), slice(ffn.neurons, None)
         at_gate, at_up = halves if ffn.gate_first else halves[::-1]
-        if type(both) is nn.Linear and not both.weight.requires_grad and self._runs_whole(x, both, down):
+        trained = ffn.trained
+        frozen = type(both) is nn.Linear and not both.weight.requires_grad
+        if (frozen or trained is not None) and self._runs_whole(x, both, down):
             bias = both.bias
             biases = (None, None) if bias is None else (bias[at_gate], bias[at_up])
             weights = (both.weight[at_gate], both.weight[at_up], weight_of(down), *biases, down.bias)
-            trained = ffn.trained
-            neurons = (None, None, None) if trained is None else (trained.up, trained.down, trained.neurons)
-            if trained is not None and trained.up is not None and len(trained.up) == ffn.neurons:
-                # The whole half: nothing to gather.
-                weights, neurons = (weights[0], trained.up, *weights[2:]), (None, *neurons[1:])
-                neurons = neurons if trained.down is not None else (None, None, None)
-            return self._whole(x, *weights, *neurons)
+            if trained is None:
+                return self._whole(x, *weights, None, None, None)
+            up, columns = trained_neurons.parts(self)
+            if up is None or len(up) != ffn.neurons:
+                return self._whole(x, *weights, up, columns, trained.neurons)
+            # The whole half: nothing to gather.
+            weights = (weights[0], up, *weights[2:])
+            return self._whole(x, *weights, None, columns, None if columns is None else trained.neurons)
         projected = both(x)
         return down(self._hidden(projected[..., at_gate], projected[..., at_up]))
 
@@ -209,14 +212,19 @@ def fuse(module: nn.Module, ffn: FFN) -> None:
     extend(module, MIXINS[ffn.kind], slamkern_ffn=ffn)
 
 
-def train_neurons(module: Fused, trained: TrainedNeurons | None) -> None:
-    """Train these neurons of a fused block with a gate, or none; its state_dict always has their latest values."""
+def train_neurons(
+    module: Fused, trained: TrainedNeurons | None, w_up: Tensor | None = None, w_down: Tensor | None = None
+) -> None:
+    """Train these neurons of a fused block with a gate in those of its weights, or none.
+
+    Its state_dict always has their latest values. SlamkernError for a block whose weights are sharded.
+    """
     ffn = module.slamkern_ffn
     if ffn.trained is not None:
         trained_neurons.detach(module)
     ffn.trained = trained
     if trained is not None:
-        trained_neurons.attach(module, trained)
+        trained_neurons.attach(module, trained, w_up, w_down)
 
 
 def unfuse(module: Fused) -> None:

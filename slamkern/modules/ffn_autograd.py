@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slamkern.modules.fp8_linear import FP8Weight, Weight, input_gradient, project
+from slamkern.modules.trained_neurons import put
 from slamkern.ops import glu
 from slamkern.ops.moments import Recording
 
@@ -48,7 +49,8 @@ class GatedFFN(torch.autograd.Function):
 
     ``up_rows`` (selected, hidden_size) and ``down_columns`` (hidden_size, selected) stand for rows of ``w_up`` and
     columns of ``w_down``, which already hold their values: they only receive the gradient of those ``neurons``
-    (selected,) int64.
+    (selected,) int64. By the backward the weights may hold others: of a later forward (``functional_call``), or
+    gathered anew (FSDP2). So it puts those of its own forward into them again, where it reads them.
     """
 
     @staticmethod
@@ -86,6 +88,7 @@ class GatedFFN(torch.autograd.Function):
             *(None if isinstance(weight, FP8Weight) else weight for weight in (w_gate, w_up, w_down)),
             b_gate,
             b_up,
+            up_rows,
             down_columns,
             neurons,
         )
@@ -96,17 +99,22 @@ class GatedFFN(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, gate, up, hidden, *weights, b_gate, b_up, down_columns, neurons = ctx.saved_tensors
+        x, gate, up, hidden, *weights, b_gate, b_up, up_rows, down_columns, neurons = ctx.saved_tensors
         w_gate, w_up, w_down = (saved if fp8 is None else fp8 for saved, fp8 in zip(weights, ctx.in_fp8, strict=True))
         options: FFNOptions = ctx.options
         need_dx, need_dw_gate, need_dw_up, need_dw_down, need_db_gate, need_db_up, need_db_down = ctx.needs_input_grad[
             :7
         ]
         need_rows, need_columns = ctx.needs_input_grad[7:9]
+        if ctx.every or ctx.some:
+            if up_rows is not None:
+                put(w_up, 0, neurons, up_rows)
+            if down_columns is not None:
+                put(w_down, 1, neurons, down_columns)
         dx = dw_gate = dw_up = dw_down = db_gate = db_up = d_rows = d_columns = None
         if ctx.some:
             # The trained neurons are an FFN of their own; nothing else needs a gradient.
-            w_down = down_columns if down_columns is not None else w_down[:, neurons]
+            w_down = w_down[:, neurons]
         if ctx.every or ctx.some:
             if gate is None:
                 w_gate, w_up, b_gate, b_up = (

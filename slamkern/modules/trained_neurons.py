@@ -6,12 +6,20 @@ copied into those rows and columns at every forward and whenever the state_dict 
 whether an optimizer has changed them, for torch's fused optimizers do not count), a state_dict that is loaded gives
 the parameters the values of its whole weights, and state_dict and saved models keep their keys.
 
+Others put tensors of their own in the place of a parameter (FSDP2, ``functional_call``, ``load_state_dict`` with
+``assign=True``), so the module is asked each time for what it has now: :func:`parts`.
+
 Where gate and up are halves of one weight (Phi-3, GLM), training ``up`` alone is training those rows of it.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+from slamkern.errors import SlamkernError
+from slamkern.modules.sharded import is_part as is_sharded
+from slamkern.modules.sharded import part_of, whole
 
 UP, DOWN = "slamkern_up", "slamkern_down"  # names of the parameters in the FFN's module
 
@@ -21,44 +29,73 @@ def is_part(name: str) -> bool:
     return name.rpartition(".")[2] in (UP, DOWN)
 
 
+@dataclass(eq=False)  # tensors have no one truth
 class TrainedNeurons:
-    """``neurons`` (selected,) int64; ``up`` (selected, hidden_size), ``down`` (hidden_size, selected), or None.
+    """``neurons`` (selected,) int64: which. ``first``: the row of neuron 0 in the weight that up is in."""
 
-    ``first``: the row of neuron 0 in the weight that up is in.
-    """
-
-    def __init__(self, neurons: Tensor, w_up: Tensor | None, w_down: Tensor | None, first: int = 0) -> None:
-        self.neurons, self.first = neurons, first
-        self.up = None if w_up is None else nn.Parameter(w_up.detach()[neurons + first].clone())
-        self.down = None if w_down is None else nn.Parameter(w_down.detach()[:, neurons].contiguous())
+    neurons: Tensor
+    first: int = 0
 
     @property
     def rows(self) -> Tensor:
         """(selected,) int64: where ``up`` is in its weight."""
         return self.neurons + self.first
 
-    def write_back(self, w_up: Tensor, w_down: Tensor) -> None:
-        """Copy the present values into the whole weights."""
-        self.neurons = self.neurons.to(w_up.device)  # the model may have moved, and its parameters with it
+
+def parts(module: nn.Module) -> tuple[Any, Any]:
+    """``up`` (selected, hidden_size) and ``down`` (hidden_size, selected) as ``module`` has them now, or None."""
+    return getattr(module, UP, None), getattr(module, DOWN, None)
+
+
+def part(module: nn.Module, projection: str) -> Any:
+    """Of :func:`parts` that of one projection; of a gate there is none."""
+    return dict(zip(("up", "down"), parts(module), strict=True)).get(projection)
+
+
+def put(weight: Tensor, dim: int, index: Tensor, values: Tensor) -> None:
+    """Copy ``values`` into rows (dim 0) or columns (1) of ``weight``; every process calls this for a sharded one."""
+    if is_sharded(weight):
+        full = whole(weight.detach()).index_copy(dim, index, whole(values.detach()))
+        weight.detach().copy_(part_of(full, weight))
+    else:
         # .data: a value that mirrors its leaf is no new version of the weight for the autograd graph.
-        if self.up is not None:
-            w_up.data[self.rows] = self.up.data
-        if self.down is not None:
-            w_down.data[:, self.neurons] = self.down.data
+        weight.data.index_copy_(dim, index, whole(values.data))
 
 
-def attach(module: nn.Module, trained: TrainedNeurons) -> None:
-    """Make the neurons parameters of ``module``, a fused FFN that has them already as ``slamkern_ffn.trained``."""
-    for name, parameter in ((UP, trained.up), (DOWN, trained.down)):
-        if parameter is not None:
-            module.register_parameter(name, parameter)
+def write_back(module: Any) -> None:
+    """Copy the present values into the whole weights of a fused FFN that trains neurons."""
+    ffn, (up, down) = module.slamkern_ffn, parts(module)
+    w_up, w_down, trained = getattr(module, ffn.up).weight, getattr(module, ffn.down).weight, ffn.trained
+    trained.neurons = trained.neurons.to(w_up.device)  # the model may have moved, and its parameters with it
+    if up is not None:
+        put(w_up, 0, trained.rows, up)
+    if down is not None:
+        put(w_down, 1, trained.neurons, down)
+
+
+def attach(module: nn.Module, trained: TrainedNeurons, w_up: Tensor | None, w_down: Tensor | None) -> None:
+    """Make rows of ``w_up`` and columns of ``w_down`` parameters of a fused FFN; which, its record has already."""
+    if w_up is not None:
+        module.register_parameter(UP, nn.Parameter(w_up.detach()[trained.rows].clone()))
+    if w_down is not None:
+        module.register_parameter(DOWN, nn.Parameter(w_down.detach()[:, trained.neurons].contiguous()))
     module.register_state_dict_pre_hook(_write_back)
     module.register_state_dict_post_hook(_leave_out)
     module.register_load_state_dict_pre_hook(_read)
 
 
+def check_unsharded(module: Any) -> None:
+    """SlamkernError where neurons of a fused FFN can be neither chosen nor let go: its tensors are in parts."""
+    ffn = module.slamkern_ffn
+    if any(map(is_sharded, (getattr(module, ffn.up).weight, getattr(module, ffn.down).weight, *parts(module)))):
+        raise SlamkernError(
+            f"{ffn.path} is sharded; choose its trained neurons before fully_shard, or load the model anew"
+        )
+
+
 def detach(module: nn.Module) -> None:
-    """Undo :func:`attach`; the whole weights get the present values."""
+    """Undo :func:`attach`; the whole weights get the present values. SlamkernError for a sharded FFN."""
+    check_unsharded(module)
     _write_back(module)
     for name in (UP, DOWN):
         module._parameters.pop(name, None)
@@ -68,13 +105,8 @@ def detach(module: nn.Module) -> None:
                 del hooks[key]
 
 
-def _weights(module: Any) -> tuple[Tensor, Tensor]:
-    ffn = module.slamkern_ffn
-    return getattr(module, ffn.up).weight, getattr(module, ffn.down).weight
-
-
-def _write_back(module: Any, *_: Any) -> None:
-    module.slamkern_ffn.trained.write_back(*_weights(module))
+def _write_back(module: nn.Module, *_: Any) -> None:
+    write_back(module)
 
 
 def _leave_out(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -84,9 +116,9 @@ def _leave_out(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None
 
 def _read(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Before a state_dict is loaded: the rows and columns of its whole weights are the values of the parameters."""
-    ffn = module.slamkern_ffn
-    up, down = state.get(f"{prefix}{ffn.up}.weight"), state.get(f"{prefix}{ffn.down}.weight")
-    if ffn.trained.up is not None and up is not None:
-        state[f"{prefix}{UP}"] = up[ffn.trained.rows.to(up.device)]
-    if ffn.trained.down is not None and down is not None:
-        state[f"{prefix}{DOWN}"] = down[:, ffn.trained.neurons.to(down.device)]
+    ffn, (up, down) = module.slamkern_ffn, parts(module)
+    w_up, w_down = state.get(f"{prefix}{ffn.up}.weight"), state.get(f"{prefix}{ffn.down}.weight")
+    if up is not None and w_up is not None:
+        state[f"{prefix}{UP}"] = part_of(whole(w_up)[ffn.trained.rows.to(w_up.device)], up)
+    if down is not None and w_down is not None:
+        state[f"{prefix}{DOWN}"] = part_of(whole(w_down)[:, ffn.trained.neurons.to(w_down.device)], down)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from slamkern.errors import SlamkernError, refuse_string
 from slamkern.modules.ffn import FFN, Fused, train_neurons
 from slamkern.modules.ffn_match import by_layer, find_ffns
-from slamkern.modules.trained_neurons import TrainedNeurons, is_part
+from slamkern.modules.trained_neurons import TrainedNeurons, check_unsharded, is_part, part
 from slamkern.probe.stats import model_signature
 from slamkern.selection.layers import LayerSelection, check_layers
 
@@ -67,10 +67,12 @@ def apply_selection(
     neurons = selection.neurons if isinstance(selection, LayerSelection) else None
     halves = {layer for layer in layers if _is_half(ffns[layer].part, projections)}  # type: ignore[arg-type]
     blocks = _blocks(model, layers if neurons is not None else sorted(halves), projections, neurons)
+    before = [module for module in model.modules() if isinstance(module, Fused) and module.slamkern_ffn.trained]
+    for module in (*before, *blocks.values()):
+        check_unsharded(module)
     model.requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, Fused):
-            train_neurons(module, None)
+    for module in before:
+        train_neurons(module, None)
     if neurons is None:
         for trainable in chosen:
             trainable.parameter.requires_grad_(trainable.layer not in halves or trainable.projection != "up")
@@ -82,7 +84,7 @@ def apply_selection(
         index = torch.tensor(range(ffn.neurons) if neurons is None else neurons[layer])
         index = index.to(next(iter(here.values())).device)
         first = ffn.neurons if ffn.kind == "gate_up" and ffn.gate_first else 0
-        train_neurons(block, TrainedNeurons(index, here.get("up"), here.get("down") if neurons else None, first))
+        train_neurons(block, TrainedNeurons(index, first), here.get("up"), here.get("down") if neurons else None)
     return trainable_tensors(model)
 
 
@@ -154,7 +156,7 @@ def trainable_tensors(model: nn.Module) -> list[Trainable]:
                 continue
             weight: Any = getattr(match.block, linear).weight
             name = names[id(weight)]
-            rows = getattr(ffn.trained, projection, None)
+            rows = None if ffn.trained is None else part(match.block, projection)
             if ffn.trained is not None and rows is not None:
                 where = ffn.trained.rows if projection == "up" else ffn.trained.neurons
                 found.append(Trainable(f"{name}@neurons", rows, ffn.layer, projection, where))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from slamkern import distributed
 from slamkern.errors import DamagedFileError, SlamkernError
 from slamkern.files import TEMPORARY, atomic_folder, save_tensors
+from slamkern.modules.sharded import part_of
 from slamkern.probe.stats import model_signature
 from slamkern.schemas.training import DELTA, FORMAT, STATE, read_delta, read_state
 from slamkern.selection.layers import LayerSelection
@@ -29,7 +30,7 @@ from slamkern.selection.trainable import trainable_tensors, trained_parameters
 from slamkern.training.frozen import AXES, changed_weight, frozen_digests, trained_parts
 from slamkern.training.names import plain_model, plain_names, renamed
 from slamkern.training.optimizer import MasterAdamW
-from slamkern.training.sharding import collect, is_sharded, part_of
+from slamkern.training.sharding import collect, is_sharded
 from slamkern.version import __version__
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
-from slamkern.training.sharding import part_of, whole
+from slamkern.modules.sharded import part_of, whole
 
 
 def learning_rate(

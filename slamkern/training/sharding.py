@@ -6,18 +6,19 @@ weight are parts too. Embeddings, the last norm and the output head stay whole i
 70B model. Accelerate shards on GPUs alone, whole modules and with an optimizer of its own; this is torch's
 ``fully_shard`` on what training needs. A model stays sharded.
 
-Whatever gathers a weight has to be called by every process, in the same order: :func:`whole` and :func:`collect`.
+Whatever gathers a weight has to be called by every process, in the same order (:func:`collect`).
 """
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from slamkern import distributed
 from slamkern.errors import SlamkernError
+from slamkern.modules.sharded import is_part, whole
 from slamkern.selection.trainable import trained_parameters
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def shard(model: "PreTrainedModel") -> None:
     """Shard the decoder layers of ``model``, once its trained weights are chosen, on the GPUs where there are some.
 
-    SlamkernError for one process, single neurons, and a decoder without a list of layers.
+    SlamkernError for one process, what is trained outside the layers, and a decoder without a list of them.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -65,11 +66,6 @@ def is_sharded(model: nn.Module) -> bool:
     return any(map(is_part, model.parameters()))
 
 
-def whole(tensor: Any) -> Tensor:
-    """The tensor, gathered where this process has a part; every process of the job calls this then."""
-    return tensor.full_tensor() if is_part(tensor) else tensor
-
-
 def collect(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, whole; sharded ones in host memory, and in the main process alone."""
     found: dict[str, Tensor] = {}
@@ -80,18 +76,3 @@ def collect(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif distributed.is_main():
             found[name] = full.detach().cpu()
     return found
-
-
-def part_of(full: Tensor, like: Any) -> Tensor:
-    """The part of ``full`` that this process keeps of ``like``; ``full`` itself where that is whole."""
-    if not is_part(like):
-        return full
-    from torch.distributed.tensor import distribute_tensor
-
-    here = full.to(like.device)
-    return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def is_part(tensor: object) -> bool:
-    """Whether this process has a part of the tensor (a DTensor of torch)."""
-    return hasattr(tensor, "full_tensor")

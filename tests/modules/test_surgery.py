@@ -21,15 +21,6 @@ def logits(model, input_ids):
         return model(input_ids=input_ids).logits
 
 
-@pytest.fixture
-def one_process(tmp_path):
-    """A process group of this process alone, as fully_shard asks for one."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.usefixtures("one_process")
 def test_a_sharded_ffn_is_unpatched_and_stays_sharded(llama, input_ids):
     from torch.distributed.device_mesh import init_device_mesh

@@ -15,8 +15,10 @@ from slamkern import patch_model, save_delta
 from slamkern.distributed import launched
 from slamkern.errors import SlamkernError
 from slamkern.files import load_tensors
+from slamkern.modules.sharded import is_part, part_of, whole
+from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection
-from slamkern.training.sharding import is_part, is_sharded, part_of, shard, whole
+from slamkern.training.sharding import is_sharded, shard
 
 SHARDED = replace(CONFIG, fsdp=True, adam_epsilon=1e-3, num_train_epochs=1)
 
@@ -60,6 +62,21 @@ def test_a_sharded_model_trains_as_a_whole_one(fit, tmp_path, accumulation, dtyp
     close(delta(tmp_path / "fsdp"), delta(tmp_path / "one"), rounding)
     metadata = [load_tensors(tmp_path / name / "delta.safetensors", "delta")[1] for name in ("one", "fsdp")]
     assert metadata[0] == metadata[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_single_neurons_and_halves_of_a_weight_are_trained_sharded_too(fit, tmp_path, family):
+    selection = LayerSelection(layers=(0, 2), neurons={0: (1, 2), 2: (5,)} if family == "llama" else None)
+
+    def run(name, config):
+        model = patch_model(tiny_model(family))
+        apply_selection(model, selection)
+        return fit(config, model=model, out=tmp_path / name, selection=selection)[1].losses
+
+    losses = run("one", replace(SHARDED, fsdp=False))
+    for found in launch(2, lambda _: run("fsdp", SHARDED)):
+        assert found == pytest.approx(losses, rel=1e-5)
+    close(delta(tmp_path / "fsdp"), delta(tmp_path / "one"), 1e-5)
 
 
 def test_a_sharded_run_goes_on_whole_and_back(fit, tmp_path):
