@@ -47,7 +47,7 @@ def plan_rows(language_ids: Tensor, num_languages: int, neurons: int, device: to
     here = torch.where(exists, (rows[language] - before * most).clamp(max=most), 0)
     # Languages of a single part need no slot: at most 2 * tokens / most parts have company, however many languages.
     several = torch.where(parts_of > 1, parts_of, 0)
-    several[none] = 0
+    several[none:].zero_()  # `several[none] = 0` would wait: torch copies the number from the CPU
     slot = (several.cumsum(0) - several)[language]
     parts = torch.stack((first, here, language, slot, before, parts_of[language]), 1).to(torch.int32)
     slots, strips = 2 * (tokens // most), launch.most_strips(neurons)

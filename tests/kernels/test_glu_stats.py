@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 from slamkern import kernels
 from slamkern.errors import SlamkernError
 from slamkern.kernels import glu_stats, launch
+from slamkern.modules.cuda_graphs import NoSync
 from slamkern.ops import reference
 
 
@@ -125,6 +126,22 @@ def test_a_plan_covers_every_token_once_and_its_memory_does_not_grow_with_langua
     assert plan.partials.shape == alone.partials.shape
     assert not taken or max(taken) < plan.partials.shape[0]
     assert len(taken) == sum(n > 1 and i < languages for n, i in zip(parts, language, strict=True))
+
+
+class NoScalarFromTheHost(NoSync):
+    """Refuses ``x[i] = 0`` too: on CUDA torch copies the number from the CPU to a view of one element, and waits."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten.copy_.default or args[0].dim(), "a number is copied to the device"
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def test_a_plan_of_ids_on_a_device_does_not_wait_for_it():
+    ids = torch.empty(300, dtype=torch.int32, device="meta")
+    with NoScalarFromTheHost():
+        assert kernels.plan_rows(ids, 3, 40).order.is_meta
+    with NoScalarFromTheHost(), pytest.raises(AssertionError, match="a number is copied"):
+        ids[3] = 0
 
 
 class Made(TorchDispatchMode):
