@@ -66,11 +66,11 @@ def native_op(stage: Stage) -> Iterator[Row]:
         for languages in (1, 10, 32):
             ids = (torch.arange(tokens) * languages // tokens).int()
             try:
-                run = providers.swiglu_stats("slamkern native", stage.device, languages)
+                run = providers.swiglu_stats("slamkern native", ids, languages, neurons, gate.dtype)
             except providers.Absent as reason:
                 yield row(f"native op, {tokens} x {neurons}", 0.35, None, "x", "goals", at_most=True, note=str(reason))
                 return
-            cases[f"{languages}"] = Case(partial(_statistics, run, (gate, up, ids)))
+            cases[f"{languages}"] = Case(partial(_statistics, run, gate, up))
         rounds = 3 if stage.dry else 15
         times = {
             name: timing.median_ms
@@ -88,8 +88,8 @@ def _silu_mul_into(gate: Tensor, up: Tensor, activated: Tensor, hidden: Tensor, 
     return torch.mul(activated, up, out=hidden)
 
 
-def _statistics(run: Callable[..., Any], arguments: tuple[Tensor, ...], _: None) -> Any:
-    return run(*arguments)
+def _statistics(run: Callable[[Tensor, Tensor], Any], gate: Tensor, up: Tensor, _: None) -> Any:
+    return run(gate, up)
 
 
 def host_overhead(stage: Stage) -> Iterator[Row]:

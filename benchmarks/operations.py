@@ -2,7 +2,8 @@
 
 =====================  ===================================================================================
 forward                ``silu(gate) * up``
-statistics             the same, with count, mean, m2 and active of ``silu(gate)`` per language
+statistics             the same, with count, mean, m2 and active of ``silu(gate)`` per language, added to others
+plan of statistics     what they need to know of the ids, once a batch for all layers
 backward               gradients of gate and up, by autograd; the forward before it is not timed
 gated linear           ``silu(x @ w_gate.T) * (x @ w_up.T)``, with and without statistics
 frozen FFN backward    gradient of the input of a whole FFN whose weights are frozen
@@ -64,6 +65,7 @@ class Operation:
     languages: int | None = None
     layout: str | None = None
     bound: str = "copy"  # which ceiling it is held against: "copy" or "gemm"
+    own_kernels: bool = True  # of its provider, which must be seen to run on a GPU; a plan is made of torch's
 
 
 def _cases(names: Iterable[str], build: Callable[[str], Case]) -> dict[str, Case | Absent]:
@@ -77,7 +79,7 @@ def _cases(names: Iterable[str], build: Callable[[str], Case]) -> dict[str, Case
 
 
 def elementwise(work: Workload) -> Iterator[Operation]:
-    """forward, statistics and backward."""
+    """forward, statistics, their plan, and backward."""
     tokens, neurons = work.tokens, work.shape.neurons
     elements = tokens * neurons
     size = elements * work.dtype.itemsize
@@ -93,10 +95,10 @@ def elementwise(work: Workload) -> Iterator[Operation]:
         ids = work.language_ids(tokens, languages, layout == "mixed")
 
         def statistics(provider: str, languages: int = languages, ids: Tensor = ids) -> Case:
-            function = providers.swiglu_stats(provider, work.device, languages)
-            return Case(lambda _: function(gate, up, ids))
+            function = providers.swiglu_stats(provider, ids, languages, neurons, work.dtype)
+            return Case(lambda _: function(gate, up))
 
-        moments = languages * (8 + 24 * neurons)
+        moments = 2 * languages * (8 + 24 * neurons)  # read and written
         yield Operation(
             "statistics",
             work,
@@ -107,6 +109,14 @@ def elementwise(work: Workload) -> Iterator[Operation]:
             languages,
             layout,
         )
+
+    def plan(provider: str) -> Case:
+        function = providers.plan_of(provider, ids, languages, neurons, work.dtype)
+        return Case(lambda _: function())
+
+    moved = 2 * 4 * tokens  # the ids, and the order of the tokens
+    cases = _cases(work.providers, plan)
+    yield Operation("plan of statistics", work, tokens, moved, 0, cases, languages, layout, own_kernels=False)
 
     def backward(provider: str) -> Case:
         function = providers.swiglu(provider, work.device)
@@ -131,11 +141,14 @@ def products(work: Workload) -> Iterator[Operation]:
 
     moved = itemsize * (tokens * (hidden + neurons) + 2 * hidden * neurons)
     for languages in (0, 10):
-        ids = (work.language_ids(tokens, languages),) if languages else ()
 
-        def gated_linear(provider: str, languages: int = languages, ids: tuple[Tensor, ...] = ids) -> Case:
-            function = providers.gated_linear(provider, work.device, languages)
-            return Case(lambda _: function(x, *weights[:2], *ids))
+        def gated_linear(provider: str, languages: int = languages) -> Case:
+            statistics = None
+            if languages:
+                ids = work.language_ids(tokens, languages)
+                statistics = providers.swiglu_stats(provider, ids, languages, neurons, work.dtype)
+            function = providers.gated_linear(provider, work.device, statistics)
+            return Case(lambda _: function(x, *weights[:2]))
 
         cases = _cases(work.providers, gated_linear)
         yield Operation("gated linear", work, tokens, moved, 2 * product, cases, languages, bound="gemm")

@@ -19,7 +19,9 @@ from torch import Tensor
 from slamkern import ops
 from slamkern.modules import ffn_autograd
 from slamkern.modules.rmsnorm import Norm, RMSNorm
-from slamkern.ops.dispatch import backends
+from slamkern.ops.dispatch import backends, plan_rows
+from slamkern.ops.glu import eager_swiglu_record
+from slamkern.ops.moments import Moments
 
 TORCH, COMPILE, LIGER = "torch", "torch.compile", "liger"
 BACKENDS = ("reference", "native", "triton")
@@ -93,29 +95,45 @@ def swiglu(provider: str, device: torch.device) -> Callable[[Tensor, Tensor], Te
     return functools.partial(ops.swiglu, backend=_backend(provider, device))
 
 
-def swiglu_stats(provider: str, device: torch.device, languages: int) -> Callable[[Tensor, Tensor, Tensor], Any]:
-    """``hidden`` and statistics per language of ``silu(gate)``; takes ``language_ids`` (tokens,) int32 as third."""
+def swiglu_stats(
+    provider: str, ids: Tensor, languages: int, neurons: int, dtype: torch.dtype
+) -> Callable[[Tensor, Tensor], Any]:
+    """``hidden`` of (gate, up) and statistics per language of ``silu(gate)``; ``ids`` (tokens,) int32.
+
+    slamkern's are as a recorder asks for them in every layer: the plan is made, and moments in use are added to.
+    """
     if provider == TORCH:
-        return functools.partial(_hand_written_statistics, languages=languages)
+        return functools.partial(_hand_written_statistics, ids=ids, languages=languages)
     if provider == COMPILE:
-        return functools.partial(_compiled(_hand_written_statistics, device.type), languages=languages)
+        return functools.partial(_compiled(_hand_written_statistics, ids.device.type), ids=ids, languages=languages)
     if provider == LIGER:
         raise Absent("Liger-Kernel has no statistics")
-    return functools.partial(ops.swiglu_stats, num_languages=languages, backend=_backend(provider, device))
+    backend, moments = _backend(provider, ids.device), Moments.zeros(languages, neurons, ids.device).tensors
+    plan = plan_rows(backend, ids, languages, neurons, ids.device, dtype)
+    return lambda gate, up: eager_swiglu_record(gate, up, ids, moments, plan, "silu", "gate", backend)
 
 
-def gated_linear(provider: str, device: torch.device, languages: int = 0) -> Callable[..., Any]:
-    """``silu(x @ w_gate.T) * (x @ w_up.T)`` of (x, w_gate, w_up[, language_ids]), with statistics where asked for.
+def plan_of(provider: str, ids: Tensor, languages: int, neurons: int, dtype: torch.dtype) -> Callable[[], Any]:
+    """What slamkern makes of ``ids`` once a batch for all layers."""
+    if not provider.startswith("slamkern "):
+        raise Absent("plans nothing")
+    make = functools.partial(plan_rows, _backend(provider, ids.device), ids, languages, neurons, ids.device, dtype)
+    if not make():
+        raise Absent("plans nothing")
+    return make
+
+
+def gated_linear(
+    provider: str, device: torch.device, statistics: Callable[[Tensor, Tensor], Any] | None = None
+) -> Callable[[Tensor, Tensor, Tensor], Any]:
+    """``silu(x @ w_gate.T) * (x @ w_up.T)`` of (x, w_gate, w_up), with ``statistics`` (:func:`swiglu_stats`) if given.
 
     slamkern's backends are torch's two GEMMs and then the fused op.
     """
-    if languages:
-        combine: Callable[..., Any] = swiglu_stats(provider, device, languages)
-    elif provider == COMPILE:
+    if statistics is None and provider == COMPILE:
         return _compiled(_gated_linear, device.type)
-    else:
-        combine = swiglu(provider, device)
-    return lambda x, w_gate, w_up, *ids: combine(F.linear(x, w_gate), F.linear(x, w_up), *ids)
+    combine = statistics or swiglu(provider, device)
+    return lambda x, w_gate, w_up: combine(F.linear(x, w_gate), F.linear(x, w_up))
 
 
 def _gated_linear(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:

@@ -21,11 +21,13 @@ from benchmarks import (
     kernels,
     layers,
     memory,
+    operations,
     probe,
     providers,
     sanitize,
     streaming,
 )
+from benchmarks.launch_counts import counted
 from benchmarks.operations import Workload, products
 from benchmarks.shapes import TINY
 from benchmarks.timing import Case, interleaved
@@ -69,7 +71,8 @@ def test_a_provider_computes_every_operation_or_says_why_not(provider):
         if row is None:
             assert provider == "transformer engine" or (provider == "liger mlp" and "FFN" not in operation.name)
         elif "absent" in row:
-            assert provider not in ("torch", "slamkern reference"), row["absent"]
+            plans_nothing = row["op"] == "plan of statistics" and row["absent"] == "plans nothing"
+            assert plans_nothing or provider not in ("torch", "slamkern reference"), row["absent"]
             assert not row["absent"].startswith(("failed", "wrong")), row["absent"]
     assert provider in shown
 
@@ -80,6 +83,18 @@ def test_triton_is_called_as_it_wants_to_be():
     for operation in products(work):
         ready, absent, _ = kernels.first_calls(operation)
         assert "slamkern triton" in ready, absent
+
+
+@pytest.mark.skipif(backends(DEVICE)["triton"] is not None, reason="needs Triton, interpreted without a GPU")
+def test_statistics_are_timed_as_a_layer_records_them_and_their_plan_by_itself():
+    work = Workload(TINY, 40, 40, torch.float32, torch.device(DEVICE), ("slamkern triton",))
+    cases = {(op.name, op.languages, op.layout): op.cases["slamkern triton"] for op in operations.elementwise(work)}
+    statistics = cases["statistics", 10, "mixed"]
+    counts = counted(lambda: statistics.run(statistics.prepare()))
+    assert counts.launches == ["swiglu_stats_kernel"] and counts.allocations == 1  # hidden
+    plan = cases["plan of statistics", 10, "mixed"]
+    counts = counted(lambda: plan.run(plan.prepare()))
+    assert not counts.launches and counts.allocations > 20
 
 
 def test_a_wrong_result_has_no_time(monkeypatch):
