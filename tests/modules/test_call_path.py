@@ -7,10 +7,11 @@ import pytest
 import torch
 from support.tiny_models import tiny_model
 
-pytest.importorskip("triton")
 import slamkern
 from benchmarks.launch_counts import stubbed_kernels
+from slamkern.ops.dispatch import backends
 
+pytestmark = pytest.mark.skipif(backends("cpu")["triton"] is not None, reason=str(backends("cpu")["triton"]))
 PACKAGE = Path(slamkern.__file__).parent
 # The module, its autograd Function, the op, past torch's dispatcher to its backend, the kernel with its launcher.
 FORWARD = ["modules/ffn.py", "modules/ffn_autograd.py", "ops/glu.py", "ops/dispatch.py", "kernels/glu.py"]

@@ -10,12 +10,13 @@ import pytest
 import torch
 from support.tiny_models import tiny_model
 
-pytest.importorskip("triton")
 import slamkern
 from benchmarks.launch_counts import stubbed_kernels
 from slamkern.kernels import launch
 from slamkern.modules import ffn as ffn_module
+from slamkern.ops.dispatch import backends
 
+pytestmark = pytest.mark.skipif(backends("cpu")["triton"] is not None, reason=str(backends("cpu")["triton"]))
 # Calls that a forward makes, of functions in Python and in C (operators, methods of tensors), more than the stock one:
 # as counted under Python 3.11 and torch 2.13 (45, 49, 105 and 109), and a tenth for other versions.
 MOST = {

@@ -4,13 +4,14 @@ import pytest
 import torch
 from support.tiny_models import FAMILIES, tiny_model
 
-pytest.importorskip("triton")
 import slamkern
 from benchmarks.launch_counts import counted
 from slamkern.modules.ffn import Fused
 from slamkern.ops import glu
+from slamkern.ops.dispatch import backends
 from slamkern.ops.moments import Moments, merge_moments_
 
+pytestmark = pytest.mark.skipif(backends("cpu")["triton"] is not None, reason=str(backends("cpu")["triton"]))
 TOKENS = 300
 KINDS = {"gated": "llama", "gate_up": "phi3", "plain": "gpt2"}
 LANGUAGES = [f"l{number}" for number in range(32)]
