@@ -4,6 +4,7 @@ memory read before it is written (initcheck), no barrier that some threads miss 
     python -m benchmarks.sanitize [--device cuda]
 
 The kernels are launched once for each dtype and on shapes that fill no tile: where a mask is wrong, it shows there.
+Statistics are also launched twice with one plan whose languages have several parts, which wait for one another.
 Without a CUDA device, or without the tool (it comes with the CUDA toolkit), a row says so.
 """
 
@@ -20,6 +21,7 @@ import torch
 from benchmarks.results import Row
 from benchmarks.stage import Stage, show
 from slamkern import kernels
+from slamkern.kernels import launch
 from slamkern.ops import native
 
 COLUMNS = ("tool", "kernels", "errors", "absent")
@@ -52,12 +54,22 @@ def _launches_in(dtype: torch.dtype, device: str) -> Iterator[tuple[str, Any]]:
                 yield "swiglu_stats", backend.swiglu_stats(gate, up, ids, 4, "silu", "gate")
         for backend in modules:
             yield "swiglu", backend.swiglu(gate, up, "silu")
-            yield "swiglu_backward", backend.swiglu_backward(grad, gate, up, "silu", True)
+            for need_gate in (True, False):
+                yield "swiglu_backward", backend.swiglu_backward(grad, gate, up, "silu", True, need_gate)
         norm, rstd = kernels.rms_norm(x, weight, 1e-6, "llama")
         yield "rms_norm", norm
         yield "rms_norm_backward", kernels.rms_norm_backward(x, x, weight, rstd, "llama")
         if device == "cpu" or torch.cuda.get_device_capability() >= (8, 9):
-            yield "quantize_rows", kernels.quantize_rows(x, None)
+            multiplier = torch.rand(48, generator=generator).to(device)
+            for factors in (None, multiplier):
+                yield "quantize_rows", kernels.quantize_rows(x, factors)
+    gate, up = normal(300, 2 * 200).split(200, dim=1)
+    ids = (torch.arange(300) % 2).int().to(device)
+    for backend in modules:
+        plan = backend.plan_rows(ids, 2, 200, ids.device)
+        into = launch.zero_moments(2, 200, ids.device)
+        for _ in range(2):  # layers
+            yield "swiglu_stats", backend.swiglu_stats(gate, up, ids, 2, "silu", "gate", into, plan)
 
 
 def launch_every_kernel(device: str) -> int:

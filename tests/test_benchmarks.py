@@ -155,10 +155,22 @@ def test_tensor_cores_err_by_cut_off_bits_and_sums_every_128_terms_bound_that():
     assert one == 1.0  # below the last bit of the largest term
 
 
-def test_the_sanitizer_launches_every_kernel():
+def test_the_sanitizer_launches_every_kernel_and_every_branch_of_it(monkeypatch):
     pytest.importorskip("triton")
-    functions = {name for name in slamkern.kernels.__all__ if name.islower()}
-    assert {name for name, _ in sanitize.launches(DEVICE)} == functions - {"plan_rows", "unavailable_reason"}
+    functions = {name for name in slamkern.kernels.__all__ if name.islower()} - {"unavailable_reason"}
+    given = {name: [] for name in functions}
+    for name in functions:
+        call = getattr(slamkern.kernels, name)
+        noting = lambda *a, name=name, call=call: given[name].append((a, result := call(*a))) or result  # noqa: E731
+        monkeypatch.setattr(slamkern.kernels, name, noting)
+    assert {name for name, _ in sanitize.launches(DEVICE)} == functions - {"plan_rows"}
+    plans = [plan for _, plan in given["plan_rows"]]
+    used = [arguments[-1] for arguments, _ in given["swiglu_stats"]]
+    for plan in plans:
+        assert plan.parts[:, 5].max() > 1 and sum(plan is one for one in used) == 2
+    assert len(plans) == 3 and {need_gate for (*_, need_gate), _ in given["swiglu_backward"]} == {True, False}
+    if given["quantize_rows"]:
+        assert {multiplier is None for (_, multiplier), _ in given["quantize_rows"]} == {True, False}
 
 
 def test_the_sanitizers_summary_is_read():
