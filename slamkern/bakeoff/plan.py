@@ -24,7 +24,7 @@ from slamkern.pipeline.launch import Launch, read_launch
 from slamkern.pipeline.plan import Plan, checkpoint_bytes, longest_examples
 from slamkern.pipeline.sections import RunConfig
 from slamkern.pipeline.stages import probe_texts, reply_questions
-from slamkern.selection.trainable import apply_selection
+from slamkern.selection.trainable import trained_sizes
 from slamkern.training.batches import StepPlan, tokenize
 from slamkern.training.footprint import gigabytes, gradient_bytes, state_bytes
 from slamkern.training.shape_memory import shape_footprint
@@ -86,7 +86,7 @@ def trained_parameters_of(model: Any, cell: Cell) -> int:
     layers = range(_layers(model, cell))
     if cell.train == "attention":
         return sum(parameter.numel() for layer in layers for parameter in attention_weights(model, layer))
-    whole = sum(entry.parameter.numel() for entry in apply_selection(model, layers, cell.projections))
+    whole = sum(trained_sizes(model, layers, cell.projections))
     return whole if cell.neurons is None else round(cell.neurons * whole)
 
 

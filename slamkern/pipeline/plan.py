@@ -7,21 +7,19 @@ decoders; where a model is none, those lines say so. Of several processes, memor
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
 
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import encode_prompts, get_prompt
 from slamkern.data.tasks import Question
 from slamkern.data.tokenization import tokenize_pairs
+from slamkern.pipeline.blueprint import blueprint
 from slamkern.pipeline.checks import check_run
 from slamkern.pipeline.launch import Launch, read_launch
-from slamkern.pipeline.loading import load_config_of, load_tokenizer, resolve_device, resolve_dtype
+from slamkern.pipeline.loading import load_tokenizer, resolve_device
 from slamkern.pipeline.sections import RunConfig
 from slamkern.pipeline.stages import alignment_pairs, probe_texts, reply_questions, training_examples
 from slamkern.selection.layers import LayerSelection, choose_before_probe
-from slamkern.selection.trainable import apply_selection
+from slamkern.selection.trainable import trained_sizes
 from slamkern.training.batches import StepPlan, tokenize
 from slamkern.training.checkpoint import KEPT
 from slamkern.training.footprint import Footprint, gigabytes
@@ -52,20 +50,15 @@ class Plan:
 
     def __init__(self, config: RunConfig, launch: Launch | None = None) -> None:
         """launch: the job that does the work; by default the one that this process is part of."""
-        from transformers import AutoModelForCausalLM
-
         self.config, self.launch = config, launch or read_launch(None)
         self.memory: dict[str, dict[str, int]] = {}  # replicated, sharded -> part -> bytes
         self.wire: dict[str, int] = {}  # replicated, sharded -> bytes a step
         self.trained = self.steps = self.delta_bytes = self.checkpoint_bytes = 0
         self.flops = self.seconds = 0.0  # of training
         spec, trust = config.model.name, config.model.trust_remote_code
-        full: Any = load_config_of(spec, trust_remote_code=trust)
-        self.shape = full.get_text_config()
         self.tokenizer = load_tokenizer(spec, trust_remote_code=trust)
-        self.dtype = resolve_dtype(config.model.dtype, resolve_device(config.model.device))
-        with torch.device("meta"):
-            self.model = AutoModelForCausalLM.from_config(full, dtype=self.dtype, trust_remote_code=trust)
+        self.model = blueprint(config.model)
+        self.shape, self.dtype = self.model.config.get_text_config(), self.model.dtype
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         name = str(self.dtype).removeprefix("torch.")
         weights = gigabytes(self.parameters * self.dtype.itemsize)
@@ -114,7 +107,7 @@ class Plan:
         largest, labels = (
             max(sum(counts[index] for index in batch) for batch in batches) for counts in (lengths, supervised)
         )
-        trained = sum(entry.parameter.numel() for entry in apply_selection(self.model, layers, section.projections))
+        trained = sum(trained_sizes(self.model, layers if selection is None else selection, section.projections))
         share = 100 * trained / self.parameters
         which = ", ".join(map(str, layers)) + ("" if selection is not None else " (or others, as the probe says)")
         self.lines.append(("train", f"{trained:,} parameters ({share:.2f} %) of the layers {which}"))

@@ -47,26 +47,11 @@ def apply_selection(
     have, a selection made for another model, or a projection that cannot be trained by itself.
     """
     refuse_string(projections, "projections")
-    ffns = by_layer(find_ffns(model))
-    if not ffns:
-        raise SlamkernError(f"{type(model).__name__} has no FFN that slamkern knows; explain(model) says why")
-    layers = _layers(model, selection, max(ffns) + 1)
-    unknown = [name for name in projections if name not in PROJECTIONS]
-    if unknown or not projections:
-        raise SlamkernError(f"unknown projections {list(unknown or projections)}; known: {' '.join(PROJECTIONS)}")
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    chosen: list[Trainable] = []
-    for layer in layers:
-        if layer not in ffns:
-            raise SlamkernError(f"layer {layer} has no FFN that slamkern knows; explain(model) says why")
-        for projection, linear in _linears(ffns[layer].part, projections).items():  # type: ignore[arg-type]
-            parameter: Any = getattr(ffns[layer].block, linear).weight
-            if not parameter.is_floating_point():
-                raise SlamkernError(f"{names[id(parameter)]} is {parameter.dtype}; quantized weights cannot be trained")
-            chosen.append(Trainable(names[id(parameter)], parameter, layer, projection))
+    chosen, ffns = _chosen(model, selection, projections)
+    layers = list(dict.fromkeys(trainable.layer for trainable in chosen))
     neurons = selection.neurons if isinstance(selection, LayerSelection) else None
-    halves = {layer for layer in layers if _is_half(ffns[layer].part, projections)}  # type: ignore[arg-type]
-    blocks = _blocks(model, layers if neurons is not None else sorted(halves), projections, neurons)
+    halves = {layer for layer in layers if _is_half(ffns[layer], projections)}
+    blocks = _blocks(model, layers if neurons is not None else sorted(halves), neurons is not None)
     before = [module for module in model.modules() if isinstance(module, Fused) and module.slamkern_ffn.trained]
     for module in (*before, *blocks.values()):
         check_unsharded(module)
@@ -88,28 +73,77 @@ def apply_selection(
     return trainable_tensors(model)
 
 
+def trained_sizes(
+    model: nn.Module, selection: LayerSelection | Sequence[int], projections: Sequence[str] = ("up", "down")
+) -> list[int]:
+    """Numbers of elements of the tensors that :func:`apply_selection` would return for the model once it is patched.
+
+    Nothing is changed, and the model may be unpatched and on the meta device. SlamkernError as there.
+    """
+    chosen, ffns = _chosen(model, selection, projections)
+    neurons = selection.neurons if isinstance(selection, LayerSelection) else None
+    sizes = []
+    for trainable in chosen:
+        ffn, size = ffns[trainable.layer], trainable.parameter.numel()
+        if trainable.projection == "up" and _is_half(ffn, projections):
+            size //= 2
+        sizes.append(size if neurons is None else size // ffn.neurons * len(neurons[trainable.layer]))
+    return sizes
+
+
+def _chosen(
+    model: nn.Module, selection: LayerSelection | Sequence[int], projections: Sequence[str]
+) -> tuple[list[Trainable], dict[int, FFN]]:
+    """(the whole weights that a selection is about, the FFN of each layer), after checking that they can be trained."""
+    matches = by_layer(find_ffns(model))
+    if not matches:
+        raise SlamkernError(f"{type(model).__name__} has no FFN that slamkern knows; explain(model) says why")
+    layers = _layers(model, selection, max(matches) + 1)
+    unknown = [name for name in projections if name not in PROJECTIONS]
+    if unknown or not projections:
+        raise SlamkernError(f"unknown projections {list(unknown or projections)}; known: {' '.join(PROJECTIONS)}")
+    ffns = {layer: match.part for layer, match in matches.items() if match.part is not None}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    chosen: list[Trainable] = []
+    for layer in layers:
+        if layer not in ffns:
+            raise SlamkernError(f"layer {layer} has no FFN that slamkern knows; explain(model) says why")
+        for projection, linear in _linears(ffns[layer], projections).items():
+            parameter: Any = getattr(matches[layer].block, linear).weight
+            if not parameter.is_floating_point():
+                raise SlamkernError(f"{names[id(parameter)]} is {parameter.dtype}; quantized weights cannot be trained")
+            chosen.append(Trainable(names[id(parameter)], parameter, layer, projection))
+    if isinstance(selection, LayerSelection) and selection.neurons is not None:
+        _check_neurons(ffns, layers, projections, selection.neurons)
+    return chosen, ffns
+
+
+def _check_neurons(
+    ffns: Mapping[int, FFN], layers: Sequence[int], projections: Sequence[str], neurons: Mapping[int, Sequence[int]]
+) -> None:
+    if "gate" in projections:
+        raise SlamkernError("single neurons train rows of up and columns of down; leave 'gate' out of projections")
+    for layer in layers:
+        if ffns[layer].kind == "plain":
+            raise SlamkernError(f"single neurons of layer {layer} need an FFN with a gate")
+        width, chosen = ffns[layer].neurons, neurons.get(layer, ())
+        if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= n < width for n in chosen):
+            raise SlamkernError(f"the selected neurons of layer {layer} must be distinct and from 0 to {width - 1}")
+
+
 def _is_half(ffn: FFN, projections: Sequence[str]) -> bool:
     return ffn.kind == "gate_up" and "up" in projections and "gate" not in projections
 
 
-def _blocks(
-    model: nn.Module, layers: Sequence[int], projections: Sequence[str], neurons: Mapping[int, Sequence[int]] | None
-) -> dict[int, Fused]:
-    """The fused block of each layer some neurons of which are trained (None: all), after checking that they can be."""
-    if neurons is not None and "gate" in projections:
-        raise SlamkernError("single neurons train rows of up and columns of down; leave 'gate' out of projections")
+def _blocks(model: nn.Module, layers: Sequence[int], single: bool) -> dict[int, Fused]:
+    """The fused block of each layer of which ``single`` neurons are trained, or those of one half of a weight."""
     blocks = {
         m.slamkern_ffn.layer: m for m in model.modules() if isinstance(m, Fused) and m.slamkern_ffn.kind != "plain"
     }
     for layer in layers:
         if layer not in blocks:
-            what = "single neurons" if neurons is not None else "up without gate, a half of one weight,"
+            what = "single neurons" if single else "up without gate, a half of one weight,"
             raise SlamkernError(f"{what} of layer {layer} need a fused FFN with a gate; patch_model first")
-        if neurons is None:
-            continue
-        width, chosen = blocks[layer].slamkern_ffn.neurons, neurons.get(layer, ())
-        if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= n < width for n in chosen):
-            raise SlamkernError(f"the selected neurons of layer {layer} must be distinct and from 0 to {width - 1}")
     return {layer: blocks[layer] for layer in layers}
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import slamkern
 from slamkern.probe.stats import model_signature
 from slamkern.selection.layers import LayerSelection
-from slamkern.selection.trainable import trainable_tensors
+from slamkern.selection.trainable import trainable_tensors, trained_sizes
 
 LLAMA_2 = {
     "7b": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
@@ -98,3 +98,17 @@ def test_trainable_parameters_are_printed_in_pefts_words(llama, capsys):
     trained = 2 * 32 * 48
     expected = f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}\n"
     assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "neurons"),
+    [("llama", None), ("phi3", None), ("gpt2", None), ("llama", {1: (0, 5)}), ("phi3", {1: (3,)})],
+)
+def test_sizes_are_those_of_what_is_trained_and_need_no_weights(family, neurons):
+    selection = LayerSelection((1,), neurons=neurons)
+    model = slamkern.patch_model(tiny_model(family))
+    expected = [trainable.parameter.numel() for trainable in slamkern.apply_selection(model, selection)]
+    bare = tiny_model(family).to("meta")
+    flags = [parameter.requires_grad for parameter in bare.parameters()]
+    assert trained_sizes(bare, selection) == expected
+    assert [parameter.requires_grad for parameter in bare.parameters()] == flags
