@@ -34,6 +34,11 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched_with_fsdp() -> bool:
+    """Whether accelerate launch was told ``--use_fsdp``."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
 def join(timeout: timedelta = TIMEOUT) -> None:
     """Join the other processes of the job, unless that was done or there are none. SlamkernError without accelerate."""
     if dist.is_initialized() or launched() < 2:

@@ -35,7 +35,8 @@ from slamkern.bakeoff.table import write_table
 from slamkern.bakeoff.work import KIND, RECORD, REPLIES
 from slamkern.data.pairs import Pair
 from slamkern.errors import SlamkernError
-from slamkern.pipeline.checks import check_model, check_prompt
+from slamkern.pipeline.checks import check_evaluation, check_model, check_training
+from slamkern.pipeline.launch import Launch
 from slamkern.pipeline.stages import alignment_pairs
 from slamkern.run_folder import RunFolder, difference
 
@@ -119,11 +120,10 @@ def check_bakeoff(bakeoff: Bakeoff) -> tuple[Sequence[Pair], list[Pair]]:
     num_layers = check_model(bakeoff.run.model)
     for cell in bakeoff.cells.values():
         check_layers_of(cell, num_layers)
-    check_prompt(bakeoff.run.train.prompt)
+    check_training(bakeoff.run, *pairs, Launch())  # each cell is trained by a process alone
     for final in (False, True):
-        evaluate = bakeoff.of(bakeoff.cells[BASE], 0, final=final).evaluate
-        check_prompt(evaluate.prompt)
-        evaluate.load()
+        config = bakeoff.of(bakeoff.cells[BASE], 0, final=final)
+        check_evaluation(config, config.evaluate.load())
     return pairs
 
 

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from slamkern import distributed
 from slamkern.cli.bakeoff import bakeoff
 from slamkern.cli.bench import bench
 from slamkern.cli.compare import compare
@@ -38,10 +37,10 @@ from slamkern.cli.options import (
     model_options,
     plan_for,
     print_plan,
-    refuse_existing,
     say,
 )
 from slamkern.cli.pipeline import demo, run
+from slamkern.cli.probing import probe, select
 from slamkern.cli.results import env, export, report, score, verify
 from slamkern.cli.unfrozen import unfrozen
 from slamkern.errors import SlamkernError
@@ -75,67 +74,6 @@ def _options(
 
 
 @app.command()
-def probe(
-    out: Out,
-    model: Model = None,
-    data: Data = None,
-    languages: Languages = None,
-    trust_remote_code: TrustRemoteCode = None,
-    allow_pickle: AllowPickle = None,
-    dry_run: DryRun = False,
-    dry_run_on: DryRunOn = None,
-    config: Config = None,
-    overrides: Set = None,
-) -> None:
-    """Activation statistics of every FFN neuron per language: writes stats.safetensors."""
-    from slamkern.pipeline.stages import alignment_pairs, probe_model, probe_texts
-
-    settings = configure(
-        config,
-        overrides,
-        model=model_options(model, trust_remote_code, allow_pickle),
-        data={"path": data, "languages": languages},
-    )
-    pairs = alignment_pairs(settings)[0] if settings.probe.task == "data" else []
-    refuse_existing(out / "stats.safetensors")
-    texts = probe_texts(settings, pairs)
-    if dry_run or dry_run_on:
-        plan = plan_for(settings, dry_run_on)
-        plan.probe(texts)
-        print_plan(plan.lines)
-        return
-    with HeldFolder(out):
-        loaded, tokenizer = load(settings)
-        stats = probe_model(settings, loaded, tokenizer, pairs, progress=True)
-        distributed.on_main(lambda: stats.save(out / "stats.safetensors"))
-    tokens = ", ".join(f"{code} {int(count):,}" for code, count in zip(stats.languages, stats.count, strict=True))
-    say(f"{out / 'stats.safetensors'}: {stats.num_layers} layers, tokens: {tokens}")
-
-
-@app.command()
-def select(
-    stats: Annotated[Path, typer.Argument(help="stats.safetensors of a probe, or the folder it is in.")],
-    out: Out,
-    k: Annotated[int | None, typer.Option("--k", "-k", help="How many layers.")] = None,
-    score: Annotated[str | None, typer.Option(help="active_msd, rate_msd, mean_msd, english_overlap or lape.")] = None,
-    region: Annotated[str | None, typer.Option(help="lower, upper, all or A-B.")] = None,
-    config: Config = None,
-    overrides: Set = None,
-) -> None:
-    """Score the layers and choose some: writes selection.json."""
-    from slamkern.cli.tables import selection_table
-    from slamkern.pipeline.stages import choose_layers
-
-    settings = configure(config, overrides, select={"k": k, "score": score, "region": region})
-    selection = choose_layers(settings, stats / "stats.safetensors" if stats.is_dir() else stats)
-    with HeldFolder(out):
-        refuse_existing(out / "selection.json")
-        selection.save(out / "selection.json")
-    selection_table(selection)
-    say(f"{out / 'selection.json'}: layers {', '.join(map(str, selection.layers))}")
-
-
-@app.command()
 def train(
     out: Out,
     selection: Annotated[Path, typer.Option("--selection", help="selection.json, or the folder it is in.")],
@@ -156,7 +94,8 @@ def train(
     """Fine-tune the FFNs of the selected layers on translation into English: writes a delta checkpoint and its log."""
     from slamkern.modules.patch import patch_model
     from slamkern.pipeline import stages
-    from slamkern.pipeline.checks import check_model, check_prompt
+    from slamkern.pipeline.checks import check_memory, check_model, check_training
+    from slamkern.pipeline.launch import read_launch
     from slamkern.selection.layers import LayerSelection, check_layers
     from slamkern.selection.trainable import apply_selection
     from slamkern.training import loop
@@ -168,8 +107,9 @@ def train(
     )  # fmt: skip
     chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
     pairs, held_out = stages.alignment_pairs(settings)
-    check_prompt(settings.train.prompt)
     check_layers(chosen.layers, check_model(settings.model))
+    check_training(settings, pairs, held_out, read_launch(dry_run_on))
+    check_memory(settings, chosen)
     if dry_run or dry_run_on:
         plan = plan_for(settings, dry_run_on)
         plan.train(plan.examples(pairs, held_out), chosen)
@@ -219,7 +159,8 @@ def evaluate(
 ) -> None:
     """Answer accuracy per language: writes predictions.jsonl and evaluation.json. The same command resumes."""
     from slamkern.evaluation import accuracy, scoring
-    from slamkern.pipeline.checks import check_prompt
+    from slamkern.pipeline.checks import check_evaluation
+    from slamkern.schemas.training import read_delta
 
     settings = configure(
         config, overrides, model=model_options(model, trust_remote_code, allow_pickle),
@@ -228,8 +169,10 @@ def evaluate(
     section = settings.evaluate
     if section.task is None:
         raise SlamkernError("no task given: use --task mgsm, mgsm-rev2, msvamp or corpus")
-    check_prompt(section.prompt)
     questions = section.load()
+    check_evaluation(settings, questions)
+    if delta is not None:
+        read_delta(delta)
     if dry_run or dry_run_on:
         plan = plan_for(settings, dry_run_on)
         plan.evaluate(questions)
@@ -244,7 +187,7 @@ def evaluate(
     say(f"{out}: predictions.jsonl, evaluation.json")
 
 
-for command in (run, demo, score, report, export, verify, env, compare, harness, unfrozen, bakeoff):
+for command in (probe, select, run, demo, score, report, export, verify, env, compare, harness, unfrozen, bakeoff):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(delta, name="delta")

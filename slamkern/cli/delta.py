@@ -46,11 +46,7 @@ def scale(
     overrides: Set = None,
 ) -> None:
     """A share of the change that training made: base + by * (trained - base)."""
-    from slamkern.training.delta import blend_deltas
-
-    with HeldFolder(out):
-        base = _base(model, config, overrides)
-        say(str(blend_deltas(base, [(trained, by)], out)))
+    _blend([(trained, by)], out, model, config, overrides)
 
 
 @delta.command()
@@ -63,16 +59,12 @@ def merge(
     overrides: Set = None,
 ) -> None:
     """Several changes at once: base + sum of weight * (trained - base)."""
-    from slamkern.training.delta import blend_deltas
-
     if len(trained) < 2:
         raise SlamkernError("one delta cannot be merged; name another, or use slamkern delta scale")
     shares = _numbers(weights, "--weights") if weights is not None else [1 / len(trained)] * len(trained)
     if len(shares) != len(trained):
         raise SlamkernError(f"{len(shares)} weights for {len(trained)} deltas; give one for each")
-    with HeldFolder(out):
-        base = _base(model, config, overrides)
-        say(str(blend_deltas(base, list(zip(trained, shares, strict=True)), out)))
+    _blend(list(zip(trained, shares, strict=True)), out, model, config, overrides)
 
 
 @delta.command()
@@ -106,15 +98,21 @@ def sweep(
     """Held-out translation loss at several scales: the held-out pairs of the same data as in training."""
     from slamkern.data.prompts import get_prompt
     from slamkern.data.tokenization import tokenize_pairs
+    from slamkern.pipeline.checks import check_held_out
     from slamkern.pipeline.stages import alignment_pairs
     from slamkern.schemas.training import read_delta
-    from slamkern.training.delta import blend_deltas, sweep_scale
+    from slamkern.training.delta import blend_deltas, check_scale, free_folder, sweep_scale
 
     settings = configure(config, overrides, model={"name": model}, data={"path": data, "languages": languages})
     tried = _numbers(scales, "--scales")
+    for scale in tried:
+        check_scale(scale, str(trained))
+    read_delta(trained)
+    if out is not None:
+        free_folder(out)
     _, held_out = alignment_pairs(settings)
+    check_held_out(settings, held_out)
     if dry_run:
-        read_delta(trained)
         plan = plan_for(settings, None)
         plan.losses("sweep", held_out, settings.train.prompt, times=len(tried))
         print_plan(plan.lines)
@@ -142,8 +140,11 @@ def lora(
     overrides: Set = None,
 ) -> None:
     """The best LoRA adapter of one rank for the change, which PEFT loads; says how much of it is lost."""
-    from slamkern.integrations.lora import delta_to_lora
+    from slamkern.integrations.lora import check_adapter, delta_to_lora
+    from slamkern.schemas.training import read_delta
 
+    check_adapter(out, rank)
+    read_delta(trained)
     with HeldFolder(out, beside=True):
         base = _base(model, config, overrides)
         lost = delta_to_lora(base, trained, out, rank)
@@ -159,11 +160,27 @@ def fold(
     overrides: Set = None,
 ) -> None:
     """A LoRA adapter as a delta: base weights with the adapter merged."""
-    from slamkern.integrations.lora import lora_to_delta
+    from slamkern.integrations.lora import check_folding, lora_to_delta
 
+    check_folding(adapter, out)
     with HeldFolder(out, beside=True):
         base = _base(model, config, overrides)
         say(str(lora_to_delta(base, adapter, out)))
+
+
+def _blend(
+    deltas: list[tuple[Path, float]], out: Path, model: str | None, config: Path | None, overrides: list[str] | None
+) -> None:
+    """Write the sum of these deltas, each times its scale; all but the model is looked at first."""
+    from slamkern.schemas.training import read_delta
+    from slamkern.training.delta import blend_deltas, check_scale, free_folder
+
+    for folder, scale in deltas:
+        check_scale(scale, str(folder))
+        read_delta(folder)
+    with HeldFolder(free_folder(out)):
+        base = _base(model, config, overrides)
+        say(str(blend_deltas(base, deltas, out)))
 
 
 def _base(model: str | None, config: Path | None, overrides: list[str] | None) -> Any:

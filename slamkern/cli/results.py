@@ -80,13 +80,14 @@ def export(
 ) -> None:
     """A full Hugging Face folder of a model with trained weights put in, loadable without slamkern."""
     from slamkern.schemas.training import read_delta
-    from slamkern.training.export import export_model
+    from slamkern.training.export import check_folder, export_model
     from slamkern.training.footprint import gigabytes
 
     settings = configure(config, overrides, model=model_options(model, trust_remote_code, allow_pickle))
+    if delta is not None:
+        read_delta(delta)
+    check_folder(out)
     if dry_run:
-        if delta is not None:
-            read_delta(delta)
         plan = plan_for(settings, None)
         size = gigabytes(plan.parameters * plan.dtype.itemsize)
         print_plan([*plan.lines, ("export", f"{size} of memory and as much disk")])

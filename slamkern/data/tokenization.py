@@ -31,21 +31,42 @@ def tokenize_pairs(pairs: Sequence[Pair], tokenizer: Any, prompt: Prompt, *, max
 
     More than ``IN_MEMORY`` pairs are kept on disk for the next run with the same pairs, tokenizer and prompt.
     """
-    if tokenizer.eos_token_id is None:
-        raise SlamkernError("the tokenizer has no EOS token, so a response would have no end; set tokenizer.eos_token")
+    _require_end(tokenizer)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        rows = iter(pairs)
-        while chosen := list(islice(rows, BATCH)):
-            yield _encode(chosen, tokenizer, prompt)
+        return _encoded(pairs, tokenizer, prompt)
 
     if len(pairs) > IN_MEMORY and hasattr(tokenizer, "save_pretrained"):  # what is none of transformers has no identity
         examples = cached_table(_key(pairs, tokenizer, prompt), batches, max_length)
     else:
         examples = TokenTable(ArrowTable.collect(batches(), SCHEMA), max_length)
     if not examples:
-        raise SlamkernError(f"none of the {len(pairs)} pairs fits into max_length={max_length} tokens")
+        raise _too_long(pairs, max_length)
     return examples
+
+
+def check_some_fit(pairs: Sequence[Pair], tokenizer: Any, prompt: Prompt, *, max_length: int) -> None:
+    """What :func:`tokenize_pairs` refuses, found out by reading no further than to the first example that fits."""
+    _require_end(tokenizer)
+    for batch in _encoded(pairs, tokenizer, prompt):
+        if TokenTable(ArrowTable([batch]), max_length):
+            return
+    raise _too_long(pairs, max_length)
+
+
+def _require_end(tokenizer: Any) -> None:
+    if tokenizer.eos_token_id is None:
+        raise SlamkernError("the tokenizer has no EOS token, so a response would have no end; set tokenizer.eos_token")
+
+
+def _too_long(pairs: Sequence[Pair], max_length: int) -> SlamkernError:
+    return SlamkernError(f"none of the {len(pairs)} pairs fits into max_length={max_length} tokens")
+
+
+def _encoded(pairs: Sequence[Pair], tokenizer: Any, prompt: Prompt) -> Iterator[pa.RecordBatch]:
+    rows = iter(pairs)
+    while chosen := list(islice(rows, BATCH)):
+        yield _encode(chosen, tokenizer, prompt)
 
 
 def _encode(pairs: Sequence[Pair], tokenizer: Any, prompt: Prompt) -> pa.RecordBatch:

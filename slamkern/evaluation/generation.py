@@ -56,7 +56,8 @@ def generate(
     if any(not text for text in stop):
         raise SlamkernError("an empty stop string would stop every answer at once; leave it out")
     rows = encode_prompts(list(prompts), tokenizer)
-    _check_lengths(model, rows, max_new_tokens, names if names is not None else [f"#{i}" for i in range(len(rows))])
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    check_lengths(rows, max_new_tokens, context, names if names is not None else [f"#{i}" for i in range(len(rows))])
     share = range(len(rows))[distributed.rank() :: distributed.world_size()]
     own = [rows[index] for index in share]
     batches = plan_batches([len(row) + max_new_tokens for row in own], batch_tokens, batch_size)
@@ -119,10 +120,10 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, batch_size: int | No
     return batches
 
 
-def _check_lengths(
-    model: "PreTrainedModel", rows: Sequence[Sequence[int]], max_new_tokens: int, names: Sequence[str]
+def check_lengths(
+    rows: Sequence[Sequence[int]], max_new_tokens: int, context: int | None, names: Sequence[str]
 ) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """SlamkernError, naming the first, for a prompt (token ids) that is empty or too long to be continued so far."""
     for name, row in zip(names, rows, strict=True):
         if not row:
             raise SlamkernError(f"prompt {name} has no tokens: there is nothing to continue")

@@ -57,25 +57,29 @@ def translation_quality(
     if chrf is None:
         return quality
     # All languages in one pass: the batches are fuller and the longest prompts of all come first.
-    prompts = [prompt.translation(pair)[0] for pair in pairs]
-    fits = [len(row) <= max_length for row in encode_prompts(prompts, tokenizer)]
-    asked = [
-        index
-        for code in languages
-        for index in [i for i, pair in enumerate(pairs) if pair.source_language == code and fits[i]][:generate_limit]
-    ]
+    asked = asked_pairs(pairs, tokenizer, prompt, generate_limit, max_length=max_length)
     texts = generate(
-        model, tokenizer, [prompts[index] for index in asked], max_new_tokens=max_new_tokens,
-        batch_tokens=batch_tokens, names=[f"{pairs[i].source_language}: {pairs[i].source[:40]!r}" for i in asked],
+        model, tokenizer, [prompt.translation(pair)[0] for pair in asked], max_new_tokens=max_new_tokens,
+        batch_tokens=batch_tokens, names=[f"{pair.source_language}: {pair.source[:40]!r}" for pair in asked],
     )  # fmt: skip
     bar = progress_bar(texts, total=len(asked), desc="translate", unit="text", show=progress)
-    outputs = {asked[position]: text.strip() for position, text, _ in bar}
+    outputs = {position: text.strip() for position, text, _ in bar}
     outputs = distributed.on_main(lambda: outputs)
     for code in languages:
-        rows = [index for index in asked if pairs[index].source_language == code]
-        references = [pairs[row].target.strip() for row in rows]
+        rows = [row for row, pair in enumerate(asked) if pair.source_language == code]
+        references = [asked[row].target.strip() for row in rows]
         quality[code]["chrf"] = float(chrf([outputs[row] for row in rows], [references]).score)
     return quality
+
+
+def asked_pairs(
+    pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, limit: int, *, max_length: int
+) -> list[Pair]:
+    """The pairs that are translated for chrF: the first ``limit`` of each language whose prompts are not too long."""
+    rows = encode_prompts([prompt.translation(pair)[0] for pair in pairs], tokenizer)
+    fits = [pair for pair, row in zip(pairs, rows, strict=True) if len(row) <= max_length]
+    codes = dict.fromkeys(pair.source_language for pair in pairs)
+    return [pair for code in codes for pair in [p for p in fits if p.source_language == code][:limit]]
 
 
 def english_retention(

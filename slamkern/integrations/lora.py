@@ -62,8 +62,7 @@ def delta_to_lora(model: nn.Module, delta: str | Path, folder: str | Path, rank:
     model: with the base weights, which it keeps. PEFT loads the adapter without slamkern. SlamkernError as
     `read_change` raises it, for a folder that exists, and for a rank below 1.
     """
-    if rank < 1:
-        raise SlamkernError(f"the rank is {rank}; expected at least 1")
+    check_adapter(folder, rank)
     change = read_change(model, [(delta, 1.0)])
     tensors: dict[str, Tensor] = {}
     left = whole = 0.0
@@ -88,7 +87,7 @@ def delta_to_lora(model: nn.Module, delta: str | Path, folder: str | Path, rank:
         base_model_name_or_path=str(getattr(model.config, "_name_or_path", "")),
         inference_mode=True,
     )
-    with atomic_folder(_free(folder)) as temporary:
+    with atomic_folder(Path(folder)) as temporary:
         config.save_pretrained(temporary)
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
     return left / whole if whole else 0.0
@@ -101,6 +100,7 @@ def lora_to_delta(model: nn.Module, adapter: str | Path, folder: str | Path) -> 
     model: with the base weights, which it keeps; memory for a second one is needed meanwhile. SlamkernError where PEFT
     cannot load the adapter, and where it changes nothing.
     """
+    check_folding(adapter, folder)
     twin = copy.deepcopy(model)
     try:
         merged = _peft().PeftModel.from_pretrained(twin, str(adapter)).merge_and_unload()
@@ -109,14 +109,28 @@ def lora_to_delta(model: nn.Module, adapter: str | Path, folder: str | Path) -> 
     base = dict(model.named_parameters())
     for name, parameter in merged.named_parameters():
         parameter.requires_grad_(not torch.equal(parameter, base[name]))
-    return save_delta(merged, _free(folder))
+    return save_delta(merged, folder)
 
 
-def _free(folder: str | Path) -> Path:
-    folder = Path(folder)
-    if folder.exists():
+def check_adapter(folder: str | Path, rank: int) -> None:
+    """What :func:`delta_to_lora` refuses before it needs a model."""
+    if rank < 1:
+        raise SlamkernError(f"the rank is {rank}; expected at least 1")
+    _refuse_existing(folder)
+    _peft()
+
+
+def check_folding(adapter: str | Path, folder: str | Path) -> None:
+    """What :func:`lora_to_delta` refuses before it needs a model."""
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise SlamkernError(f"{adapter} holds no adapter_config.json; give the folder of a PEFT adapter")
+    _refuse_existing(folder)
+    _peft()
+
+
+def _refuse_existing(folder: str | Path) -> None:
+    if Path(folder).exists():
         raise SlamkernError(f"{folder} exists; choose another folder")
-    return folder
 
 
 def _peft() -> Any:

@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slamkern.distributed import launched
+from slamkern.distributed import launched, launched_with_fsdp
 from slamkern.errors import SlamkernError
 from slamkern.reading import read_yaml
 
 
 @dataclass(frozen=True)
 class Launch:
-    """``processes`` on ``machines``, each with as many."""
+    """``processes`` on ``machines``, each with as many. fsdp: to be sharded. here: this machine is one of them."""
 
     processes: int = 1
     machines: int = 1
+    fsdp: bool = False
+    here: bool = True
 
 
 def read_launch(path: Path | None) -> Launch:
@@ -24,7 +26,8 @@ def read_launch(path: Path | None) -> Launch:
     SlamkernError where the file is none of accelerate's, and for what is neither replicated nor FSDP2.
     """
     if path is None:
-        return Launch(launched(), max(1, launched() // int(os.environ.get("LOCAL_WORLD_SIZE", launched()))))
+        machines = max(1, launched() // int(os.environ.get("LOCAL_WORLD_SIZE", launched())))
+        return Launch(launched(), machines, fsdp=launched_with_fsdp())
     values = read_yaml(path)
     if not isinstance(values, dict) or "distributed_type" not in values:
         raise SlamkernError(f"{path} is no configuration of accelerate launch: it has no distributed_type")
@@ -39,7 +42,7 @@ def read_launch(path: Path | None) -> Launch:
     processes, machines = (_count(values, name, path) for name in ("num_processes", "num_machines"))
     if processes % machines:
         raise SlamkernError(f"{path}: {processes} processes are not equally many on {machines} machines")
-    return Launch(processes, machines)
+    return Launch(processes, machines, fsdp=kind == "FSDP", here=False)
 
 
 def _count(values: dict[str, Any], name: str, path: Path) -> int:

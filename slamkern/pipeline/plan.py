@@ -23,7 +23,7 @@ from slamkern.selection.trainable import trained_sizes
 from slamkern.training.batches import StepPlan, tokenize
 from slamkern.training.checkpoint import KEPT
 from slamkern.training.footprint import Footprint, gigabytes
-from slamkern.training.memory_budget import parse_bytes
+from slamkern.training.memory_budget import offload_choice, parse_bytes
 from slamkern.training.scale_out import sharded_footprint, wire_bytes
 from slamkern.training.shape_memory import shape_footprint
 from slamkern.training.step_cost import Dimensions
@@ -172,7 +172,7 @@ class Plan:
         if config.memory_budget is not None:
             budget = parse_bytes(config.memory_budget)
             on_host = resolve_device(self.config.model.device).type == "cpu"
-            choice = True if config.optimizer_offload else False if on_host else None
+            choice = offload_choice(config.optimizer_offload, on_host)
             how = whole.describe(positions, whole.plan(positions, budget, offload=choice))
             self.lines.append(("  budget", f"{gigabytes(budget)}: {how}"))
         if processes == 1:
@@ -215,7 +215,7 @@ def _duration(seconds: float) -> str:
 def plan_run(config: RunConfig, launch: Launch | None = None) -> list[tuple[str, str]]:
     """The plan of a whole run; SlamkernError as :func:`check_run`."""
     aligned, held_out = alignment_pairs(config)
-    check_run(config, aligned, held_out)
+    check_run(config, aligned, held_out, launch)
     plan = Plan(config, launch)
     plan.probe(probe_texts(config, aligned))
     plan.train(plan.examples(aligned, held_out), None)

@@ -17,7 +17,7 @@ from slamkern.data.tasks import Question
 from slamkern.digests import texts_digest
 from slamkern.errors import SlamkernError
 from slamkern.files import write_checked
-from slamkern.pipeline.checks import check_model, check_prompt
+from slamkern.pipeline.checks import check_evaluation
 from slamkern.pipeline.loading import load_model
 from slamkern.pipeline.sections import ModelSection, RunConfig
 from slamkern.pipeline.stages import alignment_pairs, english_texts, measure
@@ -42,7 +42,7 @@ def evaluate_two(
     ``tuned`` names a model or, with ``delta``, the folder of a training run, whose weights are put into the first one.
     SlamkernError for what is wrong with models, prompt, data or folder before anything is asked.
     """
-    config, after, held_out = _checked(config, tuned, delta)
+    config, after, held_out = _checked(config, tuned, questions, delta)
     settings = {
         "models": [config.model.name, str(tuned)],
         "questions": texts_digest(text for q in questions for text in (q.id, q.language, q.question, q.gold)),
@@ -80,7 +80,7 @@ def plan_two(
     from slamkern.pipeline.plan import Plan
     from slamkern.training.footprint import gigabytes
 
-    config, after, held_out = _checked(config, tuned, delta)
+    config, after, held_out = _checked(config, tuned, questions, delta)
     sides = [config, config.model_copy(update={"model": after})]
     lines, weights = [], 0
     for name, side in zip(SIDES, sides, strict=True):
@@ -95,17 +95,18 @@ def plan_two(
     return [*lines, ("memory", f"{gigabytes(weights)} of weights, one model at a time, and what answers need")]
 
 
-def _checked(config: RunConfig, tuned: str | Path, delta: bool) -> tuple[RunConfig, ModelSection, list[Pair]]:
+def _checked(
+    config: RunConfig, tuned: str | Path, questions: Sequence[Question], delta: bool
+) -> tuple[RunConfig, ModelSection, list[Pair]]:
     """(configuration of the measurements, model section of the second side, held-out pairs)."""
     held_out = alignment_pairs(config)[1] if config.data.path else []
     # Of what a run measures, chrF is left out: it is not compared.
     measured = {"english": _english(config, held_out), "chrf_limit": 0}
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=measured)})
     english_texts(config, held_out)
-    check_prompt(config.evaluate.prompt)
     after = config.model if delta else config.model.model_copy(update={"name": str(tuned)})
     for section in {config.model, after}:
-        check_model(section)
+        check_evaluation(config.model_copy(update={"model": section}), questions)
     if delta and not (Path(tuned) / "delta.safetensors").is_file():
         raise SlamkernError(f"{tuned} holds no delta.safetensors; give the folder of a training run")
     return config, after, held_out

@@ -159,12 +159,17 @@ def tokenize(pairs: Sequence[Pair], tokenizer: Any, config: TrainConfig, *, cont
     """
     if not pairs:
         raise SlamkernError("there are no pairs to train on")
-    limit = min(config.max_length, config.tokens_per_batch, context or config.max_length)
+    limit = longest_example(config, context)
     prompt = get_prompt(config.prompt, tokenizer)
     examples = tokenize_pairs(pairs, tokenizer, prompt, max_length=limit)
     for language, count in sorted(examples.dropped.items()):
         log.warning("dropped %d pairs in %s that are longer than %d tokens", count, language, limit)
     return examples
+
+
+def longest_example(config: TrainConfig, context: int | None) -> int:
+    """Tokens of the longest example that the recipe, a batch and the model's ``context`` allow."""
+    return min(config.max_length, config.tokens_per_batch, context or config.max_length)
 
 
 def sum_loss(model: "PreTrainedModel", head: Head | None, batch: list[Example], packing: bool) -> Tensor:

@@ -63,8 +63,7 @@ def read_change(model: nn.Module, deltas: Sequence[Scaled]) -> Change:
     base: dict[str, Tensor] = {}
     difference: dict[str, Tensor] = {}
     for folder, scale in deltas:
-        if not abs(scale) < float("inf"):
-            raise SlamkernError(f"the scale of {folder} is {scale}; expected a finite number")
+        check_scale(scale, str(folder))
         names = {name.partition(NEURONS)[0] for name in read_delta(folder)[1]}
         here = {name: parameters[name].clone() for name in names if name in parameters}
         load_delta(model, folder)
@@ -85,7 +84,7 @@ def blend_deltas(model: nn.Module, deltas: Sequence[Scaled], out: str | Path) ->
     the same ones, otherwise the whole weights are written. Raises SlamkernError as `read_change` does, and where
     ``out`` has a delta.
     """
-    out = _free(out)
+    out = free_folder(out)
     change = read_change(model, deltas)
     stored = [read_delta(folder) for folder, _ in deltas]
     change.apply(model)
@@ -110,7 +109,7 @@ def revert_layers(folder: str | Path, layers: Sequence[int], out: str | Path) ->
 
     Needs no model. SlamkernError for a layer that the delta does not change, and for all of them.
     """
-    out = _free(out)
+    out = free_folder(out)
     _, tensors, metadata = read_delta(folder)
     changed = sorted({_layer(name) for name in tensors})
     if unknown := [layer for layer in layers if layer not in changed]:
@@ -146,11 +145,18 @@ def sweep_scale(
     return losses
 
 
+def check_scale(scale: float, what: str) -> None:
+    """SlamkernError for a scale of ``what`` that is not finite."""
+    if not abs(scale) < float("inf"):
+        raise SlamkernError(f"the scale of {what} is {scale}; expected a finite number")
+
+
 def _beside(folder: str | Path) -> Path:
     return (Path(folder) if Path(folder).is_dir() else Path(folder).parent) / SELECTION
 
 
-def _free(out: str | Path) -> Path:
+def free_folder(out: str | Path) -> Path:
+    """The folder ``out``; SlamkernError where it has a delta."""
     out = Path(out)
     if (out / DELTA).exists():
         raise SlamkernError(f"{out / DELTA} exists; choose another folder or remove it")

@@ -25,8 +25,7 @@ def export_model(model: "PreTrainedModel", tokenizer: Any, folder: str | Path) -
     folder = Path(folder)
     if not hasattr(model, "save_pretrained"):
         raise SlamkernError(f"{type(model).__name__} cannot be exported; a transformers model can")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SlamkernError(f"{folder} exists and is not an empty folder; export into a new one")
+    check_folder(folder)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise SlamkernError("the model has weights on the meta device, which hold no values; load it before exporting")
     with atomic_folder(folder) as temporary:
@@ -39,3 +38,9 @@ def export_model(model: "PreTrainedModel", tokenizer: Any, folder: str | Path) -
             with file.open("rb+") as written:
                 os.fsync(written.fileno())
     return folder
+
+
+def check_folder(folder: Path) -> None:
+    """SlamkernError for a folder that is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SlamkernError(f"{folder} exists and is not an empty folder; export into a new one")

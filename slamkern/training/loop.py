@@ -78,6 +78,8 @@ def train(
     out = None if config.output_dir is None else Path(config.output_dir)
     if resume and out is None:
         raise SlamkernError("resume=True needs output_dir, the folder of the run to go on with")
+    if config.report_to == "tensorboard" and out is None:
+        raise SlamkernError("report_to tensorboard needs output_dir, the folder to write its events to")
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(RunFolder(out, KIND, results=RESULTS))
         if folder is not None and resume and folder.began and "trained" in folder.settings:

@@ -45,6 +45,11 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def offload_choice(asked: bool, on_host: bool) -> bool | None:
+    """Whether the optimizer is offloaded; None: where needed. That of a model on the host has nowhere else to go."""
+    return True if asked else False if on_host else None
+
+
 def footprint(
     model: "PreTrainedModel", *, length: int = 64, accumulation: int = 1, head: Head | str | None = "check"
 ) -> Footprint:
@@ -128,8 +133,7 @@ def within_budget(
     optimizer has to be in host memory. offload: it is there anyway.
     """
     measured = footprint(model, length=length, accumulation=accumulation, head=head)
-    # A model on the CPU has nowhere else to put it.
-    choice = True if offload else False if model.device.type == "cpu" else None
+    choice = offload_choice(offload, model.device.type == "cpu")
     plan = measured.plan(tokens_per_batch, budget_bytes, offload=choice)
     log.info("memory within %s: %s", gigabytes(budget_bytes), measured.describe(tokens_per_batch, plan))
     ffns = fused_ffns(model)

@@ -153,14 +153,9 @@ class RunLog:
 
     def tensorboard(self) -> Any:
         """A TensorBoard writer (a context manager) that goes on after the steps logged so far."""
-        if self.path is None:
-            raise SlamkernError("report_to tensorboard needs output_dir, the folder to write its events to")
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise SlamkernError(
-                "report_to tensorboard needs its package: pip install 'slamkern[tensorboard]'"
-            ) from error
+        from torch.utils.tensorboard import SummaryWriter
+
+        assert self.path is not None
         return SummaryWriter(str(self.path / "tensorboard"), purge_step=len(self.rows) + 1)
 
 

@@ -28,15 +28,13 @@ if TYPE_CHECKING:
 def shard(model: "PreTrainedModel") -> None:
     """Shard the decoder layers of ``model``, once its trained weights are chosen, on the GPUs where there are some.
 
-    SlamkernError for one process, what is trained outside the layers, and a decoder without a list of them.
+    SlamkernError for what is trained outside the layers, and a decoder without a list of them.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     decoder = model.get_decoder()
     layers = getattr(decoder, "layers", None)
-    if distributed.world_size() == 1:
-        raise SlamkernError("fsdp shards a model over several processes; start them with accelerate launch or torchrun")
     if not isinstance(layers, nn.ModuleList):
         raise SlamkernError(f"fsdp shards decoder layers, and {type(decoder).__name__} has no list of them")
     inside = {id(parameter) for parameter in layers.parameters()}

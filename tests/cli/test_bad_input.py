@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from support.commands import SMALL, fails
+from support.commands import SHORT, SMALL, fails
 from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 
 
@@ -80,6 +80,38 @@ def test_settings_are_refused_before_a_model_is_loaded(
     command = ["run", "--model", model, "--data", "corpus:", *SMALL, "--out", str(out)]
     settings = ["-s", "evaluate.task=null", "-s", setting]
     fails([*command, *settings], capsys, words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "words"),
+    [
+        (["train", "--selection", "WORK/selection"], "train.max_length=4", "fits into max_length=4"),
+        (["train", "--selection", "WORK/selection"], "train.prompt=chat", "has no chat template"),
+        (["train", "--selection", "WORK/selection"], "train.cuda_graphs=true", "one NVIDIA GPU"),
+        (["train", "--selection", "WORK/selection"], "train.memory_budget=10kB", "train fewer layers"),
+        (["train", "--selection", "WORK/selection"], "train.fsdp=true", "over several processes"),
+        (["evaluate", "--task", "corpus", "--limit", "1"], "evaluate.max_new_tokens=500", "at most"),
+        (["evaluate", "--task", "corpus", "--limit", "1"], "evaluate.prompt=chat", "has no chat template"),
+        (["evaluate", "--task", "corpus", "--limit", "1", "--delta", "WORK/nope", *SHORT], "model.dtype=auto", "nope"),
+        (["probe"], "probe.cuda_graphs=true", "one NVIDIA GPU"),
+    ],
+)
+def test_what_a_model_is_not_needed_for_is_refused_before_it_is_loaded(
+    command: list[str], setting: str, words: str, work: Path, model: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
+    data = [] if command[0] == "evaluate" else ["--data", "corpus:", "-s", "data.limit=12", "-s", "data.held_out=2"]
+    arguments = [part.replace("WORK", str(work)) for part in command]
+    out = tmp_path / "out"
+    full = [*arguments, "--model", model, "-l", "de,zh", *data, "-s", setting, "--out", str(out)]
+    fails(full, capsys, words)
+    if "--delta" not in command:
+        fails([*full, "--dry-run"], capsys, words)
     assert not out.exists()
 
 

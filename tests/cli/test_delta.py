@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from support.tiny_causal_lm import save_folder, tiny_model
 
 from slamkern.cli.main import main
@@ -44,7 +45,8 @@ def test_a_delta_goes_to_an_adapter_and_back(folders, tmp_path, capsys):
     assert "rank 8 leaves out" in capsys.readouterr().out
     assert main(["delta", "fold", adapter, "--model", base, "--out", folded]) == 0
     assert main(["export", "--model", base, "--delta", folded, "--out", str(tmp_path / "full")]) == 0
-    assert main(["delta", "fold", trained, "--model", base, "--out", str(tmp_path / "no")]) == 2
+    other = save_folder(tmp_path / "other", tiny_model(intermediate_size=80))
+    assert main(["delta", "fold", adapter, "--model", str(other), "--out", str(tmp_path / "no")]) == 2
     assert "cannot be merged into this model" in capsys.readouterr().err
 
 
@@ -67,3 +69,32 @@ def test_one_line_for_what_is_wrong(folders, tmp_path, capsys):
     ):
         assert main(["delta", *arguments]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_deltas_and_folders_are_looked_at_before_a_model_is_loaded(folders, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("peft")
+    base, trained = folders
+    missing, taken, out = str(tmp_path / "nope"), ["--out", trained], ["--out", str(tmp_path / "out")]
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    before = sorted(tmp_path.rglob("*"))
+    data = ["--data", "corpus:", "-l", "de", "-s", "data.limit=6", "-s", "data.held_out=2"]
+    for arguments, words in (
+        (["scale", missing, "--by", "0.5", *out], "nope"),
+        (["scale", trained, "--by", "nan", *out], "is nan; expected a finite number"),
+        (["scale", trained, "--by", "0.5", *taken], "delta.safetensors exists"),
+        (["merge", trained, missing, *out], "nope"),
+        (["merge", trained, trained, "--weights", "1,inf", *out], "is inf; expected a finite number"),
+        (["sweep", missing, *data, *out], "nope"),
+        (["sweep", trained, *data, *taken], "delta.safetensors exists"),
+        (["sweep", trained, *data, "-s", "train.prompt=chat", *out], "has no chat template"),
+        (["lora", missing, "--rank", "2", *out], "nope"),
+        (["lora", trained, "--rank", "0", *out], "the rank is 0"),
+        (["lora", trained, "--rank", "2", *taken], "trained exists"),
+        (["fold", missing, *out], "nope holds no adapter_config.json"),
+    ):
+        assert main(["delta", *arguments, "--model", base]) == 2
+        assert words in capsys.readouterr().err, arguments
+    for arguments, words in ((["--delta", missing, *out], "nope"), (taken, "is not an empty folder")):
+        assert main(["export", *arguments, "--model", base]) == 2
+        assert words in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

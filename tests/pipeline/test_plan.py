@@ -18,6 +18,7 @@ from slamkern.pipeline.loading import load_model, load_tokenizer
 from slamkern.pipeline.plan import Plan, plan_run
 from slamkern.pipeline.run import run
 from slamkern.pipeline.stages import alignment_pairs
+from slamkern.selection.layers import LayerSelection
 from slamkern.training.checkpoint import save_delta
 from slamkern.training.footprint import gigabytes
 
@@ -65,6 +66,18 @@ def test_other_architectures_have_no_memory_line(tmp_path: Path) -> None:
     assert "not known for gpt2" in planned["work"] and "memory" not in planned
 
 
+def test_halves_of_one_weight_are_planned_as_they_are_trained(tmp_path: Path) -> None:
+    """gate and up of Phi-3 are one weight, of which training ``up`` takes the rows of a half."""
+    from transformers import AutoModelForCausalLM, Phi3Config
+
+    sizes = dict(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = Phi3Config(**sizes, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    folder = save_folder(tmp_path / "phi3", AutoModelForCausalLM.from_config(config))
+    planned = dict(plan_run(configuration(folder)))
+    metrics = run(configuration(folder), tmp_path / "run", progress=False)
+    assert planned["train"].startswith(f"{metrics['trained_parameters']:,} parameters")
+
+
 def test_a_dry_run_says_how_a_memory_budget_is_kept_or_that_it_cannot_be(weightless: Path) -> None:
     def planned(budget: str) -> str:
         return dict(plan_run(configuration(weightless, train={"memory_budget": budget})))["  budget"]
@@ -80,13 +93,17 @@ def test_a_dry_run_checks_and_writes_nothing(
     out = tmp_path / "out"
     common = ["--model", str(weightless), "--out", str(out), "--dry-run"]
     data = ["--data", "corpus:20", "-l", "de,zh", "-s", "data.held_out=2"]
-    assert main(["run", *common, *data, "-s", "evaluate.task=null", "-s", "select.k=1"]) == 0
+    small = ["-s", "evaluate.task=null", "-s", "evaluate.chrf_limit=0", "-s", "select.k=1"]
+    assert main(["run", *common, *data, *small]) == 0
     assert "nothing was written" in capsys.readouterr().out
     assert main(["probe", *common, *data]) == 0
     job = ["--dry-run-on", str(accelerate_file(tmp_path / "job.yaml"))]
-    assert main(["run", *common[:-1], *job, *data, "-s", "evaluate.task=null", "-s", "select.k=1"]) == 0
+    LayerSelection((0,)).save(tmp_path / "selection.json")
+    selection = ["--selection", str(tmp_path)]
+    assert main(["train", *common[:-1], *job, *data, *selection, "-s", "train.fsdp=true"]) == 0
     assert "in each of 16 processes, sharded with FSDP2" in capsys.readouterr().out
-    assert main(["evaluate", *common, "--task", "corpus", "-l", "de", "--limit", "2"]) == 0
+    short = ["-s", "evaluate.max_new_tokens=8"]
+    assert main(["evaluate", *common, "--task", "corpus", "-l", "de", "--limit", "2", *short]) == 0
     assert main(["run", *common, *data, "-s", "select.k=99"]) == 2
     with pytest.raises(SlamkernError, match="k is 99"):
         plan_run(configuration(weightless, select={"k": 99}))
@@ -158,7 +175,7 @@ def accelerate_file(path: Path, **changes: Any) -> Path:
 def test_a_plan_for_many_processes_says_what_each_holds_and_sends(model_folder: Path, tmp_path: Path) -> None:
     changes = {"train": {"gradient_accumulation_steps": 8, "max_steps": 3, "prompt": "authors"}}
     launch = read_launch(accelerate_file(tmp_path / "16.yaml"))
-    assert launch == Launch(16, 2)
+    assert launch == Launch(16, 2, fsdp=True, here=False)
     alone, many = (
         Plan(configuration(model_folder, **changes), Launch()),
         Plan(configuration(model_folder, **changes), launch),
@@ -171,7 +188,7 @@ def test_a_plan_for_many_processes_says_what_each_holds_and_sends(model_folder: 
     assert (
         part["optimizer"] == -(-whole["optimizer"] // 16) and part["saved for backward"] == whole["saved for backward"]
     )
-    trained = sum(parameter.numel() for parameter in many.model.parameters() if parameter.requires_grad)
+    trained = many.trained
     assert many.wire["replicated"] == 2 * 15 * 4 * trained // 16
     # One micro-batch each: all weights for the forward, at least once more a part of them, the gradients.
     least = 15 * (4 * many.parameters + 4 * trained) // 16

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from slamkern.errors import SlamkernError
 from slamkern.evaluation import accuracy
 from slamkern.pipeline import run, stages
 from slamkern.pipeline.config import RunConfig, build_config
+from slamkern.pipeline.plan import plan_run
 from slamkern.run_folder import read_record
 from slamkern.training import loop
 
@@ -152,6 +154,18 @@ def test_other_folders_are_refused(finished: Path, model_folder: Path, tmp_path:
         ("evaluate", {"questions": [5, 5], "limit": None}, r"questions: \[5, 5\] are no questions"),
         ("evaluate", {"questions": [0, 5]}, r"limit 1 and questions \[0, 5\] both choose"),
         ("evaluate", {"english": "absent.txt"}, r"no file absent.txt"),
+        ("evaluate", {"prompt": "chat"}, r"has no chat template; use another prompt"),
+        ("evaluate", {"max_new_tokens": 490}, r"max_new_tokens is 490, but the model's context is 512: at most \d+"),
+        ("evaluate", {"max_new_tokens": 400, "task": None}, r"^prompt de: .* max_new_tokens is 400"),  # for chrF
+        ("align", {"target": "reply", "max_new_tokens": 500}, r"max_new_tokens is 500, but the model's context"),
+        ("train", {"prompt": "chat"}, r"has no chat template; use another prompt"),
+        ("train", {"max_length": 4}, r"none of the \d+ pairs fits into max_length=4 tokens"),
+        ("train", {"report_to": "tensorboard"}, r"pip install 'slamkern\[tensorboard\]'"),
+        ("train", {"cuda_graphs": True}, r"for a model on one NVIDIA GPU; this one is on cpu"),
+        ("train", {"optimizer_offload": True}, r"for a model on a GPU; this one is in host memory"),
+        ("train", {"memory_budget": "10kB"}, r"weights and the state of what is trained alone are .* GB; train fewer"),
+        ("train", {"fsdp": True}, r"with slamkern train alone, on a selection of slamkern select --model"),
+        ("probe", {"cuda_graphs": True}, r"for a model on one NVIDIA GPU; this one is on cpu"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(
@@ -161,6 +175,8 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
     class Loaded(Exception):
         pass
 
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # not installed
+
     def load(**_: Any) -> None:
         raise Loaded
 
@@ -168,6 +184,9 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
     with pytest.raises(SlamkernError if message else Loaded, match=message):
         run.run(configuration(model_folder, **{section: values}), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+    if message:
+        with pytest.raises(SlamkernError, match=message):
+            plan_run(configuration(model_folder, **{section: values}))
 
 
 def test_bad_data_leaves_no_folder(model_folder: Path, tmp_path: Path) -> None:
