@@ -7,16 +7,17 @@ trainer's checkpoints and, at the end, in its output folder: ``slamkern.load_del
 """
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from slamkern.digests import combined_digest
 from slamkern.errors import SlamkernError
 from slamkern.integrations.check import check_packing, says_it_packs
+from slamkern.integrations.pace import Pace
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection, total_parameters, trained_parameters
 from slamkern.training.checkpoint import save_delta
@@ -31,8 +32,9 @@ STATE = "slamkern"  # in its trainer_state.json: the one file of a resumed check
 class SlamCallback(TrainerCallback):
     """Trains ``projections`` of the layers of ``selection``; pass it to the trainer when that is made.
 
-    Logs ``tokens_per_second`` (real tokens: no padding) and ``trained_share`` of the parameters beside the loss; they
-    are in ``trainer.state.log_history`` too. A selection of single neurons needs a patched model.
+    Logs ``tokens_per_second`` (real tokens of all processes, over the time without evaluations and saves) and
+    ``trained_share`` of the parameters beside the loss; they are in ``trainer.state.log_history`` too. A selection of
+    single neurons needs a patched model.
     Refuses, in one line: a model with adapters, freeze flags or frozen weights that changed, a resumed checkpoint of
     another selection or without one, and a first batch whose packed sequences see each other.
     """
@@ -43,8 +45,7 @@ class SlamCallback(TrainerCallback):
         self._share = 0.0
         self._frozen: dict[str, str] = {}
         self._packs = False
-        self._tokens: Tensor | int = 0
-        self._since = 0.0
+        self._pace = Pace()
         self._hook: Any = None
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -82,10 +83,26 @@ class SlamCallback(TrainerCallback):
             _compare(state.stateful_callbacks.get(STATE), here)
         state.stateful_callbacks[STATE] = here  # goes into the trainer_state.json of each checkpoint
         self._packs = says_it_packs(args)
-        self._tokens, self._since = 0, time.perf_counter()
+        if self._hook is not None:  # of a training that ended with an error
+            self._hook.remove()
+        self._pace.start()
         self._hook = model.register_forward_pre_hook(self._first_batch, with_kwargs=True)
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._pace.go_on()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if (control.should_evaluate or control.should_save) and args.device.type != "cpu":
+            torch.accelerator.synchronize()  # what the step has queued is training, too
+        self._pace.step_ended()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._pace.apart()
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._pace.apart()
         self._check(kwargs["model"])
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / DELTA_FOLDER
         self._save(kwargs["model"], folder, state, self._frozen)
@@ -105,10 +122,7 @@ class SlamCallback(TrainerCallback):
         logs = kwargs["logs"]
         if "loss" not in logs:  # of an evaluation, or the summary at the end
             return
-        now = time.perf_counter()
-        pace = float(self._tokens) / (now - self._since)
-        self._tokens, self._since = 0, now
-        found = {"tokens_per_second": round(pace, 1), "trained_share": round(self._share, 6)}
+        found = {"tokens_per_second": round(self._pace.take(), 1), "trained_share": round(self._share, 6)}
         logs.update(found)
         state.log_history[-1].update(found)
 
@@ -118,15 +132,14 @@ class SlamCallback(TrainerCallback):
             return
         self._hook.remove()
         check_packing(model, kwargs, packs=self._packs)
-        self._since = time.perf_counter()
+        self._pace.start()
         self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
         self._count(model, args, kwargs)
 
     def _count(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model.training and "input_ids" in kwargs:
             mask = kwargs.get("attention_mask")
-            # The sum stays on the device until the next log.
-            self._tokens += kwargs["input_ids"].numel() if mask is None else mask.sum()
+            self._pace.count(kwargs["input_ids"].numel() if mask is None else mask.sum())
 
     def _save(self, model: Any, folder: Path, state: TrainerState, frozen: dict[str, str]) -> None:
         # Parts of a weight are gathered from all processes; the main one writes.

@@ -22,9 +22,7 @@ def test_a_resumed_run_ends_where_the_unbroken_one_does(tmp_path):
 def test_a_resumed_run_goes_on_from_the_checkpoint_it_is_given(tmp_path):
     whole = packed_model()
     trainer_of(whole, tmp_path / "whole", [SlamCallback(SELECTION)]).train()
-    other = trainer_of(packed_model(), tmp_path / "other", [SlamCallback(SELECTION)])
-    other.args.learning_rate = 0.1
-    other.train()
+    trainer_of(packed_model(), tmp_path / "other", [SlamCallback(SELECTION)], learning_rate=0.1).train()
     for out in ("empty", "other"):  # the latter has a checkpoint-2 of its own
         again = packed_model()
         trainer = trainer_of(again, tmp_path / out, [SlamCallback(SELECTION)])

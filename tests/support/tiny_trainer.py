@@ -25,13 +25,14 @@ def packed_model(patched=True):
 
 
 def trainer_of(model, out, callbacks=(), collator=None, **options):
-    arguments = TrainingArguments(
-        output_dir=str(out), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=4,
-        learning_rate=1e-2, use_cpu=True, report_to="none", logging_steps=1, save_steps=2, disable_tqdm=True,
-        remove_unused_columns=False, **options,
-    )  # fmt: skip
+    usual = {
+        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 4, "learning_rate": 1e-2,
+        "use_cpu": True, "report_to": "none", "logging_steps": 1, "save_steps": 2, "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }  # fmt: skip
+    arguments = TrainingArguments(output_dir=str(out), **usual | options)
     return Trainer(
-        model=model, args=arguments, train_dataset=rows(), callbacks=list(callbacks),
+        model=model, args=arguments, train_dataset=rows(), eval_dataset=rows()[:2], callbacks=list(callbacks),
         data_collator=collator or DataCollatorWithFlattening(),
     )  # fmt: skip
 
