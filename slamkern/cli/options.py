@@ -110,6 +110,8 @@ def load(config: "RunConfig", delta: Path | None = None, *, on_host: bool = Fals
     from slamkern.training.checkpoint import load_delta
 
     arguments = config.model.arguments()
+    if distributed.launched_with_fsdp() and not on_host and distributed.is_main():
+        say("FSDP shards training alone: here each process holds the whole model", err=True)
     if on_host:
         dtype = resolve_dtype(arguments["dtype"], resolve_device(arguments["device"]))
         arguments |= {"device": "cpu", "dtype": str(dtype).removeprefix("torch.")}

@@ -25,6 +25,7 @@ from slamkern.cli.options import (
     refuse_existing,
     say,
 )
+from slamkern.errors import SlamkernError
 from slamkern.run_folder import HeldFolder
 
 
@@ -69,20 +70,32 @@ def probe(
 
 
 def select(
-    stats: Annotated[Path, typer.Argument(help="stats.safetensors of a probe, or the folder it is in.")],
     out: Out,
+    stats: Annotated[
+        Path | None,
+        typer.Argument(help="stats.safetensors of a probe, or its folder. Rules of place do without, with --model."),
+    ] = None,
+    model: Model = None,
     k: Annotated[int | None, typer.Option("--k", "-k", help="How many layers.")] = None,
     score: Annotated[str | None, typer.Option(help="active_msd, rate_msd, mean_msd, english_overlap or lape.")] = None,
     region: Annotated[str | None, typer.Option(help="lower, upper, all or A-B.")] = None,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
-    """Score the layers and choose some: writes selection.json."""
+    """Score the layers and choose some, or choose them by place (select.rule): writes selection.json."""
     from slamkern.cli.tables import selection_table
+    from slamkern.pipeline.placement import choose_by_place
     from slamkern.pipeline.stages import choose_layers
 
-    settings = configure(config, overrides, select={"k": k, "score": score, "region": region})
-    selection = choose_layers(settings, stats / "stats.safetensors" if stats.is_dir() else stats)
+    settings = configure(config, overrides, model={"name": model}, select={"k": k, "score": score, "region": region})
+    if stats is None:
+        selection = choose_by_place(settings)
+    elif model is not None:
+        raise SlamkernError(
+            f"--model is for a choice without statistics, which know their model; leave out it or {stats}"
+        )
+    else:
+        selection = choose_layers(settings, stats / "stats.safetensors" if stats.is_dir() else stats)
     with HeldFolder(out):
         refuse_existing(out / "selection.json")
         selection.save(out / "selection.json")

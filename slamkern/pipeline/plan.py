@@ -6,7 +6,7 @@ decoders; where a model is none, those lines say so. Of several processes, memor
 (``scale_out``). Times are FLOPs at a stated utilization and bytes at a stated rate, nothing measured.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import encode_prompts, get_prompt
@@ -48,8 +48,11 @@ def checkpoint_bytes(trained: int, itemsize: int) -> int:
 class Plan:
     """Lines of a plan, (name, what) each; the model's dimensions and its tokenizer are read once."""
 
-    def __init__(self, config: RunConfig, launch: Launch | None = None) -> None:
-        """launch: the job that does the work; by default the one that this process is part of."""
+    def __init__(self, config: RunConfig, launch: Launch | None = None, *, ways: Collection[str] = tuple(WAYS)) -> None:
+        """launch: the job that does the work; by default the one that this process is part of. ways: how its
+        processes may hold the model.
+        """
+        self.ways = ways
         self.config, self.launch = config, launch or read_launch(None)
         self.memory: dict[str, dict[str, int]] = {}  # replicated, sharded -> part -> bytes
         self.wire: dict[str, int] = {}  # replicated, sharded -> bytes a step
@@ -161,7 +164,7 @@ class Plan:
         fp8 = config.frozen_precision == "fp8"
         whole = shape_footprint(self.shape, layers, itemsize=itemsize, fp8=fp8, accumulation=micro_batches)
         ways = {"replicated": whole}
-        if processes > 1 and not fp8:
+        if processes > 1 and not fp8 and "sharded" in self.ways:
             ways["sharded"] = sharded_footprint(whole, self.shape, layers, processes, itemsize=itemsize)
         self.memory = {name: _parts(footprint, positions, supervised) for name, footprint in ways.items()}
         for name, parts in self.memory.items():
@@ -216,7 +219,7 @@ def plan_run(config: RunConfig, launch: Launch | None = None) -> list[tuple[str,
     """The plan of a whole run; SlamkernError as :func:`check_run`."""
     aligned, held_out = alignment_pairs(config)
     check_run(config, aligned, held_out, launch)
-    plan = Plan(config, launch)
+    plan = Plan(config, launch, ways=("replicated",))
     plan.probe(probe_texts(config, aligned))
     plan.train(plan.examples(aligned, held_out), None)
     if config.evaluate.task is not None:

@@ -180,6 +180,7 @@ _PLACES: Mapping[str, Callable[[list[int], int], list[int]]] = MappingProxyType(
         "middle": lambda layers, k: layers[(len(layers) - k) // 2 :][:k],
     }
 )
+WITHOUT_SCORES = (*_PLACES, "random", "list")
 
 
 def _choose(scores: Tensor, allowed: Sequence[int], k: int, rule: str, seed: int) -> tuple[int, ...]:

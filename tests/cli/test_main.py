@@ -40,6 +40,14 @@ def test_probe_select_train_export(work: Path, model: str) -> None:
     assert (work / "selection/report.html").is_file()
 
 
+def test_a_probe_says_that_fsdp_does_not_shard_it(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert main(["probe", "--model", model, "--data", "corpus:", *SMALL, "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err.count("here each process holds the whole model") == 1
+
+
 def test_evaluate_and_score_agree(work: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = work / "evaluation"
     arguments = ["--model", model, "--delta", str(work / "train"), "--task", "corpus", "-l", "en,sw", "--limit", "2"]

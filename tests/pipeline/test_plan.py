@@ -102,6 +102,14 @@ def test_a_dry_run_checks_and_writes_nothing(
     selection = ["--selection", str(tmp_path)]
     assert main(["train", *common[:-1], *job, *data, *selection, "-s", "train.fsdp=true"]) == 0
     assert "in each of 16 processes, sharded with FSDP2" in capsys.readouterr().out
+    assert main(["train", *common[:-1], *job, *data, *selection]) == 2
+    assert "set fsdp (train.fsdp=true) too" in capsys.readouterr().err
+    assert main(["run", *common[:-1], *job, *data, *small]) == 2
+    assert "FSDP2" not in (said := capsys.readouterr()).out and "slamkern train alone" in said.err
+    job[1] = str(accelerate_file(tmp_path / "job.yaml", distributed_type="MULTI_GPU"))
+    assert main(["run", *common[:-1], *job, *data, *small]) == 0
+    said = capsys.readouterr()
+    assert "in each of 16 processes, all weights in each" in said.out and "FSDP2" not in said.out
     short = ["-s", "evaluate.max_new_tokens=8"]
     assert main(["evaluate", *common, "--task", "corpus", "-l", "de", "--limit", "2", *short]) == 0
     assert main(["run", *common, *data, "-s", "select.k=99"]) == 2
