@@ -57,7 +57,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,26 +66,28 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``folder``: renamed to it if the block succeeds, removed if it does not.
 
-    ``folder`` must be absent or empty. Its files must be on disk when the block ends (``atomic_write`` sees to it).
+    ``folder`` must be absent or empty. Everything in it is put on disk before it gets its name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=TEMPORARY))
     try:
         with named_errors(folder):
             yield temporary
+            for path in temporary.rglob("*"):
+                _sync(path)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)  # mkdtemp made it private
-        sync_folder(temporary)
+        _sync(temporary)
         os.replace(temporary, folder)
-        sync_folder(folder.parent)
+        _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on disk: a renamed file is safe only then."""
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Put a file on disk, or the names in a folder: a renamed file is safe only then."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -4,7 +4,6 @@ Patched models keep their class and state_dict keys, so the export of one is tha
 merged, quantized or cast.
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +33,6 @@ def export_model(model: "PreTrainedModel", tokenizer: Any, folder: str | Path) -
             tokenizer.save_pretrained(temporary)
         except SafetensorError as error:  # a full disk arrives as this, not as OSError
             raise OSError(f"cannot write {folder}: {error}") from error
-        for file in temporary.iterdir():
-            with file.open("rb+") as written:
-                os.fsync(written.fileno())
     return folder
 
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from support.tiny_models import tiny_model
@@ -24,6 +26,13 @@ def test_export_loads_with_transformers_alone(family, fused, tmp_path, input_ids
         assert torch.equal(loaded(input_ids).logits, ours)
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("a b")["input_ids"] == tiny_tokenizer("a b")["input_ids"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_tokenizer_with_several_chat_templates(tmp_path, llama, tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = {"default": "{{messages}}", "tool_use": "x{{messages}}"}
+    export_model(llama, tokenizer, tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
 
 
 def test_an_existing_folder_is_refused_and_an_empty_one_is_used(tmp_path, llama, tiny_tokenizer):
