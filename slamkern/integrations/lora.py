@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from slamkern.errors import SlamkernError
 from slamkern.files import atomic_folder
 from slamkern.modules.ffn_match import by_layer, find_ffns
+from slamkern.reading import read_json
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import PROJECTIONS
 from slamkern.training.checkpoint import save_delta
@@ -97,15 +98,30 @@ def delta_to_lora(model: nn.Module, delta: str | Path, folder: str | Path, rank:
 def lora_to_delta(model: nn.Module, adapter: str | Path, folder: str | Path) -> Path:
     """Write what a PEFT adapter of any kind that can be merged changes in ``model`` as a delta; returns its path.
 
-    model: with the base weights, which it keeps; memory for a second one is needed meanwhile. SlamkernError where PEFT
-    cannot load the adapter, and where it changes nothing.
+    model: with the base weights, which it keeps; memory for a second one is needed meanwhile. adapter: a folder with
+    adapter_config.json and adapter_model.safetensors. SlamkernError where PEFT cannot load it, where its weights are
+    pickled, lacking, or of layers that the model does not have, and where it changes nothing.
     """
     check_folding(adapter, folder)
+    peft = _peft()
     twin = copy.deepcopy(model)
     try:
-        merged = _peft().PeftModel.from_pretrained(twin, str(adapter)).merge_and_unload()
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise SlamkernError(f"{adapter} cannot be merged into this model: {str(error).splitlines()[0]}") from error
+        config = peft.PeftConfig.from_pretrained(str(adapter))
+        config.inference_mode = True
+        adapted = peft.PeftModel(twin, config)
+        renamed = getattr(twin, "_checkpoint_conversion_mapping", {})
+        found = adapted.load_adapter(str(adapter), "default", key_mapping=renamed)
+        merged = adapted.merge_and_unload()
+    except Exception as error:  # of any kind: PEFT and safetensors check little of what they are given
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise SlamkernError(f"{adapter} cannot be merged into this model: {reason}") from error
+    for problem, names in (
+        ("lacks weights of its configuration", found.missing_keys),
+        ("holds weights that this model has no place for", found.unexpected_keys),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise SlamkernError(f"{adapter} {problem}: {', '.join(sorted(names)[:3])}{more}")
     base = dict(model.named_parameters())
     for name, parameter in merged.named_parameters():
         parameter.requires_grad_(not torch.equal(parameter, base[name]))
@@ -122,10 +138,23 @@ def check_adapter(folder: str | Path, rank: int) -> None:
 
 def check_folding(adapter: str | Path, folder: str | Path) -> None:
     """What :func:`lora_to_delta` refuses before it needs a model."""
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise SlamkernError(f"{adapter} holds no adapter_config.json; give the folder of a PEFT adapter")
+    _check_files(Path(adapter))
     _refuse_existing(folder)
     _peft()
+
+
+def _check_files(folder: Path) -> None:
+    """SlamkernError where PEFT would unpickle or wait for what is in the folder, or look for it on the hub."""
+    if not (folder / "adapter_config.json").is_file():
+        raise SlamkernError(f"{folder} holds no adapter_config.json; give the folder of a PEFT adapter")
+    config = read_json(folder / "adapter_config.json")
+    if not isinstance(config, dict):
+        raise SlamkernError(f"{folder / 'adapter_config.json'} is {config!r:.80}; expected an object")
+    weights, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    if not weights.exists() and pickled.exists():
+        raise SlamkernError(f"the weights of {pickled} are pickled; save the adapter as safetensors")
+    if not weights.is_file():
+        raise SlamkernError(f"{weights} is no regular file" if weights.exists() else f"no file {weights}")
 
 
 def _refuse_existing(folder: str | Path) -> None:

@@ -1,10 +1,15 @@
 """LoRA on a selection, a delta as an adapter and back, with PEFT itself."""
 
 import copy
+import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from support.tiny_models import tiny_model
 from support.tiny_training import CONFIG
 
@@ -87,3 +92,75 @@ def test_other_towers_and_later_adapters():
     adapted = {name.partition(".lora_")[0] for name, _ in wrapped.named_parameters() if ".lora_A" in name}
     start = "base_model.model.model.language_model.layers"
     assert adapted == {f"{start}.{layer}.mlp.{name}_proj" for layer in (1, 2) for name in ("up", "down")}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """An adapter that PEFT wrote, on up and down of layers 0 and 2."""
+    folder, model = tmp_path_factory.mktemp("saved"), tiny_model()
+    peft.get_peft_model(model, lora_config(model, [0, 2], r=2, init_lora_weights=False)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def adapter(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "adapter"))
+
+
+def renamed(change):
+    """Each of an adapter's weights under the names that ``change`` makes of its own."""
+
+    def rename(adapter):
+        tensors = load_file(adapter / "adapter_model.safetensors")
+        tensors = {new: tensor.clone() for name, tensor in tensors.items() for new in change(name)}
+        save_file(tensors, adapter / "adapter_model.safetensors")
+
+    return rename
+
+
+def pickled(adapter):
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save(tensors, adapter / "adapter_model.bin")
+
+
+def cut(adapter):
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def configured(text=None, **values):
+    def configure(adapter):
+        path = adapter / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values) if text is None else text)
+
+    return configure
+
+
+def pipe(adapter):
+    (adapter / "adapter_model.safetensors").unlink()
+    os.mkfifo(adapter / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (renamed(lambda name: [name] * ("layers.2" not in name)), r"lacks weights .*layers\.2\.mlp.* and 1 more$"),
+        (
+            renamed(lambda name: {name, name.replace("layers.2.", "layers.7.")}),
+            r"no place for: .*layers\.7\.mlp.* and 1 more$",
+        ),
+        (pickled, r"adapter_model\.bin.* pickled; .*safetensors"),
+        (cut, "cannot be merged into this model"),
+        (pipe, r"adapter_model\.safetensors is no regular file"),
+        (configured("[]"), r"adapter_config\.json is \[\]; expected an object"),
+        (configured("[" * 200_000), "nested too deeply"),
+        (configured(r="x"), "cannot be merged into this model"),
+        (shutil.rmtree, r"holds no adapter_config\.json"),
+    ],
+)
+def test_an_adapter_that_does_not_fit(damage, words, adapter, tmp_path):
+    damage(adapter)
+    with pytest.raises(slamkern.SlamkernError, match=words) as caught:
+        lora_to_delta(tiny_model(), adapter, tmp_path / "folded")
+    assert "\n" not in str(caught.value) and not (tmp_path / "folded").exists()
