@@ -3,7 +3,7 @@
 Started by ``accelerate launch`` or ``torchrun``, every process of the job takes what is next and works on it alone, on
 the GPU that is its own: cells are many and need nothing of each other.
 
-    bakeoff.json           the record: the sections, and the cells with what they were run as
+    bakeoff.json           the record: sections, the cells as they were run, the hash of the base model's weights
     replies.json, stats.safetensors, weight_snr.json, gradient_norm.json     what is known of the base model
     cells/NAME/seed-N/     train/ (log, checkpoints, delta), screen.json, final.json and the answers of each
     logs/                  what the processes said
@@ -28,7 +28,7 @@ from pathlib import Path
 from slamkern import distributed
 from slamkern.bakeoff.board import Board
 from slamkern.bakeoff.config import BASE, Bakeoff, Cell
-from slamkern.bakeoff.layers import GRADIENT_NORM, check_layers_of, needed_files
+from slamkern.bakeoff.layers import GRADIENT_NORM, STATS, WEIGHT_SNR, check_layers_of, needed_files
 from slamkern.bakeoff.page import write_page
 from slamkern.bakeoff.rows import finalists, read_rows
 from slamkern.bakeoff.table import write_table
@@ -39,6 +39,7 @@ from slamkern.pipeline.checks import check_model, check_prompt
 from slamkern.pipeline.stages import alignment_pairs
 from slamkern.run_folder import RunFolder, difference
 
+RESULTS = ("cells", REPLIES, STATS, WEIGHT_SNR, GRADIENT_NORM)
 SECONDS_BETWEEN_TABLES = 60
 
 
@@ -107,7 +108,7 @@ def run(
     and as :func:`check_bakeoff`.
     """
     check_bakeoff(bakeoff)
-    with _stopped_by_signals(), RunFolder(out, KIND, record=RECORD, results=["cells", REPLIES]) as folder:
+    with _stopped_by_signals(), RunFolder(out, KIND, record=RECORD, results=RESULTS) as folder:
         _claim(folder, bakeoff)
         shared = lanes * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return _work(bakeoff, out, lanes, threads or max(1, (os.cpu_count() or 1) // shared), pause, say)
@@ -163,8 +164,8 @@ def _claim(folder: RunFolder, bakeoff: Bakeoff) -> None:
             cells[name] = cell
         elif change := difference({**cell, "why": ""}, {**cells[name], "why": ""}):
             raise SlamkernError(f"{folder.path}: cell {name} was run, and {change}; call the changed one otherwise")
-    folder.notes = {"cells": list(cells.values())}
-    folder.save()
+    folder.notes = {**folder.notes, "cells": list(cells.values())}
+    distributed.on_main(folder.save)  # every process waits: from here on its tasks read and note there
 
 
 def _work(

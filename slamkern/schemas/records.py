@@ -96,6 +96,7 @@ RECORDS: Mapping[str, type[Record]] = MappingProxyType(
         "training": TrainingRecord,
         "evaluation": EvaluationRecord,
         "comparison": Record,
+    base_weights: Digest | None = None
         "bakeoff": BakeoffRecord,
     }
 )
