@@ -86,6 +86,12 @@ class EvaluationRecord(Record):
 
 class BakeoffRecord(Record):
     """``bakeoff.json``; the settings are all but the cells, which may become more."""
+class ComparisonRecord(Record):
+    """``compared.json``; ``weights``: of each side that was begun, those of the model or of the delta's file."""
+
+    weights: dict[Name, Digest] | None = None
+
+
 
     cells: Annotated[list[dict[str, Any]], Field(min_length=1)]
 
@@ -95,8 +101,7 @@ RECORDS: Mapping[str, type[Record]] = MappingProxyType(
         "pipeline": PipelineRecord,
         "training": TrainingRecord,
         "evaluation": EvaluationRecord,
-        "comparison": Record,
-    base_weights: Digest | None = None
+        "comparison": ComparisonRecord,
         "bakeoff": BakeoffRecord,
     }
 )
