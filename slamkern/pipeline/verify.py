@@ -231,7 +231,8 @@ def _delta(folder: Path, run: dict[str, Any]) -> Iterator[Check]:
         check_finite(tensors, "the delta cannot be used")
         names = {name for name in tensors if not name.endswith(tuple(f"@neurons.{axis}" for axis in NAMES))}
         _same_names(names, run)
-        frozen = combined_digest(metadata.frozen_weights)
+        trained = {name.removesuffix("@neurons") for name in run.get("trained", ())}
+        frozen = combined_digest({n: digest for n, digest in metadata.frozen_weights.items() if n not in trained})
         if frozen != run.get("frozen_weights", frozen):
             raise DamagedFileError("was trained on other weights than the run")
 

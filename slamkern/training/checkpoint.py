@@ -26,7 +26,7 @@ from slamkern.probe.stats import model_signature
 from slamkern.schemas.training import DELTA, FORMAT, STATE, read_delta, read_state
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
-from slamkern.training.frozen import AXES, changed_weight, frozen_digests, trained_parts
+from slamkern.training.frozen import AXES, changed_weight, frozen_digests, other_base, trained_parts
 from slamkern.training.optimizer import MasterAdamW
 from slamkern.training.sharding import collect, is_sharded, part_of
 from slamkern.version import __version__
@@ -47,8 +47,9 @@ def save_delta(
 ) -> Path:
     """Write the tensors that require a gradient, and the selection where there is one; returns the delta's path.
 
-    frozen: the digests of the model's other weights where they are known already (see ``frozen_digests``). Each file is
-    whole or absent, the delta last. Every process calls this for a sharded model; the main one writes.
+    frozen: the digests of the base model where they are known already (see ``frozen_digests``, ``trained_digests``);
+    else those of the model's other weights. Each file is whole or absent, the delta last. Every process calls this for
+    a sharded model; the main one writes.
     SlamkernError when nothing requires a gradient, or a value is not finite.
     """
     folder = Path(folder)
@@ -111,11 +112,7 @@ def load_delta(model: nn.Module, folder: str | Path, *, frozen: Mapping[str, str
     parts = {name.removesuffix("@neurons"): _neurons(name, tensors) for name in names}
     now = frozen or frozen_digests(model, parts)
     if changed := changed_weight(metadata.frozen_weights, now, parts):
-        base = metadata.base_model or "its base model"
-        raise SlamkernError(
-            f"{path} was trained on other weights than this model has (first difference: {changed});"
-            f" load {base} as it was then"
-        )
+        raise other_base(path, metadata, changed)
     for name, here in places.items():
         here.copy_(part_of(tensors[name], here))
     return list(places)

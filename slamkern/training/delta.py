@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from slamkern.digests import tensor_digests
 from slamkern.errors import SlamkernError
 from slamkern.files import save_tensors
 from slamkern.schemas.training import DELTA, read_delta
 from slamkern.selection.layers import LayerSelection
 from slamkern.training.checkpoint import NAMES, SELECTION, load_delta
 
+from slamkern.training.frozen import changed_weight, other_base
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -65,7 +67,8 @@ def read_change(model: nn.Module, deltas: Sequence[Scaled]) -> Change:
     for folder, scale in deltas:
         if not abs(scale) < float("inf"):
             raise SlamkernError(f"the scale of {folder} is {scale}; expected a finite number")
-        names = {name.partition(NEURONS)[0] for name in read_delta(folder)[1]}
+        path, tensors, metadata = read_delta(folder)
+        names = {name.partition(NEURONS)[0] for name in tensors}
         here = {name: parameters[name].clone() for name in names if name in parameters}
         load_delta(model, folder)
         if all(torch.equal(parameters[name], original) for name, original in here.items()):
@@ -77,6 +80,9 @@ def read_change(model: nn.Module, deltas: Sequence[Scaled]) -> Change:
         base |= here
     return Change(base, difference)
 
+        written = {name: digest for name, digest in metadata.frozen_weights.items() if name in here}
+        if changed := changed_weight(written, tensor_digests(here), {}):
+            raise other_base(path, metadata, changed)
 
 def blend_deltas(model: nn.Module, deltas: Sequence[Scaled], out: str | Path) -> Path:
     """Write ``base + sum of scale * (trained - base)`` as a delta into ``out``; ``model`` has the base weights.
