@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from slamkern import distributed
 from slamkern.errors import DamagedFileError, SlamkernError
 from slamkern.files import TEMPORARY, atomic_folder, save_tensors
+from slamkern.modules.finite import check_finite
 from slamkern.probe.stats import model_signature
 from slamkern.schemas.training import DELTA, FORMAT, STATE, read_delta, read_state
 from slamkern.selection.layers import LayerSelection
@@ -76,13 +77,6 @@ def save_delta(
     }
     save_tensors(folder / DELTA, tensors | which, metadata)
     return folder / DELTA
-
-
-def check_finite(tensors: Mapping[str, Tensor], otherwise: str) -> None:
-    """SlamkernError, with what to do, where a tensor holds infinity or NaN."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise SlamkernError(f"{name} holds values that are not finite; {otherwise}")
 
 
 @torch.no_grad()

@@ -132,6 +132,17 @@ def test_a_delta_that_knows_frozen_weights_alone_is_taken_as_it_is(tmp_path):
     blend_deltas(model, [(folder, 0.5)], tmp_path / "out")
 
 
+@pytest.mark.parametrize("scale", [1e44, 1e308])
+def test_a_scale_beyond_the_numbers_of_the_weights_is_refused(tmp_path, scale):
+    folder, model = trained(tmp_path / "a"), tiny_model()
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for deltas in ([(folder, scale)], [(folder, scale), (trained(tmp_path / f"b{scale}", seed=2), 1.0)]):
+        with pytest.raises(SlamkernError, match=r"holds values that are not finite; nothing was saved; use scales"):
+            blend_deltas(model, deltas, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert all(torch.equal(tensor, base[name]) for name, tensor in model.state_dict().items())
+
+
 def test_sweep_is_the_loss_of_the_model_at_each_scale(tmp_path):
     folder, model = trained(tmp_path / "a"), tiny_model()
     examples = [Example((1, 5, 7, 9, 2), (-100, -100, 7, 9, 2), 0), Example((1, 4, 6, 2), (-100, 4, 6, 2), 0)]
