@@ -11,14 +11,12 @@ from slamkern.bakeoff.layers import GRADIENT_NORM, STATS, WEIGHT_SNR
 from slamkern.bakeoff.rows import ROUNDS
 from slamkern.bakeoff.supervisor import tasks_of
 from slamkern.bakeoff.work import FACTS, RECORD, REPLIES, read_bakeoff
-from slamkern.errors import DamagedFileError, SlamkernError
+from slamkern.errors import DamagedFileError
 from slamkern.files import read_checked
+from slamkern.pipeline.agreement import check_measurement
 from slamkern.pipeline.verify import Check, checks, run_checks
 from slamkern.probe.stats import ActivationStats
-from slamkern.run_folder import read_record
 from slamkern.schemas.check import NotNegative, Schema, check
-from slamkern.schemas.metrics import read_measurement
-from slamkern.schemas.predictions import KIND, SETTINGS_FILE
 from slamkern.schemas.replies import read_replies_file
 
 
@@ -65,16 +63,10 @@ def _scores(path: Path) -> None:
 
 def _cell(path: Path) -> None:
     """What a cell measured, against where it lies and what it was put together from."""
-    values = read_measurement(path)
+    values = check_measurement(path)
     cell, seed = path.parent.parent.name, path.parent.name
     if (values.get("cell"), f"seed-{values.get('seed')}") != (cell, seed):
         raise DamagedFileError(f"{path} is of cell {values.get('cell')!r} with seed {values.get('seed')}")
     facts = path.parent / "train" / FACTS
     if facts.exists() and values.get("training") != read_checked(facts):
         raise DamagedFileError(f"training in {path} is not what {facts} says")
-    answers = path.with_suffix("") / SETTINGS_FILE
-    if values["evaluation"] is not None:
-        if not answers.exists():
-            raise SlamkernError(f"{path} has scores, but {answers} is gone")
-        if values["evaluation"] != read_record(answers, KIND)[1].get("result"):
-            raise DamagedFileError(f"{path} has other scores than {answers}")

@@ -244,6 +244,7 @@ class _Training:
         if self.out is None:
             return
         self.run.sync()
+        self.run.note_files(selection=self.selection is not None)
         if distributed.is_main() or self.config.fsdp:
             save_delta(self.model, self.out, self.selection, frozen=self.base)
         distributed.wait()
