@@ -89,11 +89,11 @@ def prepare(work: Work, name: str) -> None:
 
         write_checked(path, {"scores": weight_snr(model, work.run.select.projections)})
     elif name == GRADIENT_NORM:
-        from slamkern.training.batches import tokenize
+        from slamkern.training.batches import context_of, tokenize
         from slamkern.training.gradient_norm import layer_gradient_norms
 
         pairs = stages.training_examples(work.run, work.aligned, work.replies)
-        examples = tokenize(pairs, tokenizer, work.run.train)
+        examples = tokenize(pairs, tokenizer, work.run.train, context=context_of(model))
         norms = layer_gradient_norms(model, examples, work.run.train.tokens_per_batch, batches=4)
         write_checked(path, {"scores": norms})
     else:
