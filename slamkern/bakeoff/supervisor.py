@@ -36,7 +36,7 @@ from slamkern.bakeoff.work import KIND, RECORD, REPLIES
 from slamkern.data.pairs import Pair
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.checks import check_model, check_prompt
-from slamkern.pipeline.stages import alignment_pairs
+from slamkern.pipeline.stages import alignment_pairs, english_texts
 from slamkern.run_folder import RunFolder, difference
 
 RESULTS = ("cells", REPLIES, STATS, WEIGHT_SNR, GRADIENT_NORM)
@@ -65,17 +65,19 @@ class Task:
 def tasks_of(bakeoff: Bakeoff, folder: Path) -> list[Task]:
     """Everything there is to do as far as it is known, in order; the final only when the screen is done."""
     tasks = {REPLIES: Task(REPLIES, (REPLIES,), folder / REPLIES)}
+    trainers: dict[tuple[str, int], Path] = {}  # cell that is trained and seed -> file of the first task that does it
 
     def add(cell: Cell, seed: int, name: str) -> None:
-        needed = needed_files(bakeoff.trained(cell))
+        trained = bakeoff.trained(cell)
+        needed = needed_files(trained)
         for file in needed:  # measured when the first cell needs it
             first = (folder / REPLIES,) if file == GRADIENT_NORM else ()
             tasks.setdefault(file, Task(file, (file,), folder / file, first))
         after = [folder / file for file in (REPLIES, *needed)]
-        if source := tasks.get(f"{cell.of}-{seed}-{name}"):  # two processes may not train the same
-            after.append(source.file)
         arguments = (cell.name, "--seed", str(seed), *(("--final",) if name == "final" else ()))
         path = folder / "cells" / cell.name / f"seed-{seed}" / f"{name}.json"
+        if (trainer := trainers.setdefault((trained.name, seed), path)) != path:  # two may not train the same at once
+            after.append(trainer)
         task = Task(f"{cell.name}-{seed}-{name}", arguments, path, tuple(after))
         tasks[task.name] = task
 
@@ -122,9 +124,10 @@ def check_bakeoff(bakeoff: Bakeoff) -> tuple[Sequence[Pair], list[Pair]]:
         check_layers_of(cell, num_layers)
     check_prompt(bakeoff.run.train.prompt)
     for final in (False, True):
-        evaluate = bakeoff.of(bakeoff.cells[BASE], 0, final=final).evaluate
-        check_prompt(evaluate.prompt)
-        evaluate.load()
+        config = bakeoff.of(bakeoff.cells[BASE], 0, final=final)
+        check_prompt(config.evaluate.prompt)
+        english_texts(config, pairs[1])
+        config.evaluate.load()
     return pairs
 
 
@@ -173,6 +176,7 @@ def _work(
 ) -> list[str]:
     board = Board()
     running: list[Task] = []
+    tasks = tasks_of(bakeoff, out)
     paused = False
     written = time.monotonic()
     who = f"process {distributed.rank()}: " if distributed.world_size() > 1 else ""
@@ -194,7 +198,10 @@ def _work(
                     write_results(bakeoff, out)
                     written = time.monotonic()
             busy = board.busy  # before looking: where nobody worked, everything that can be begun is seen
-            following = _next(tasks_of(bakeoff, out), board) if len(running) < lanes and not paused else None
+            free = len(running) < lanes and not paused
+            if free and all(task.file.exists() for task in tasks):
+                tasks = tasks_of(bakeoff, out)  # the final, whose cells take seconds to choose
+            following = _next(tasks, board) if free else None
             if following is not None:
                 running.append(following)  # before it begins: a signal may come at any time
                 _start(following, out, threads)
@@ -205,7 +212,7 @@ def _work(
                 break
         if distributed.is_main():
             write_results(bakeoff, out)
-        return [task.name for task in tasks_of(bakeoff, out) if not task.file.exists() and board.taken(task.name)]
+        return [task.name for task in tasks if not task.file.exists() and board.taken(task.name)]
     finally:
         for task in running:
             task.send(signal.SIGCONT)
@@ -217,8 +224,7 @@ def _work(
 
 def write_results(bakeoff: Bakeoff, folder: Path) -> None:
     """``table.json``, ``table.csv`` and ``report.html`` of what there is so far."""
-    rows = read_rows(bakeoff, folder)
-    if rows:
+    if rows := read_rows(bakeoff, folder):
         write_table(rows, folder)
         write_page(bakeoff, rows, folder)
 

@@ -237,4 +237,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path):
     absent = bakeoff.run.model_copy(update={"data": bakeoff.run.data.model_copy(update={"path": "absent"})})
     with pytest.raises(SlamkernError, match="no data at absent"):
         supervisor.run(bakeoff.model_copy(update={"run": absent}), tmp_path / "out")
+    final = {"evaluate": {"english": "absent.txt"}}
+    with pytest.raises(SlamkernError, match=r"absent\.txt"):
+        supervisor.run(tiny_bakeoff(tmp_path, [{"name": "low"}], final=final), tmp_path / "out")
     assert not (tmp_path / "out").exists()
