@@ -3,7 +3,7 @@
 Started by ``accelerate launch`` or ``torchrun``, every process of the job takes what is next and works on it alone, on
 the GPU that is its own: cells are many and need nothing of each other.
 
-    bakeoff.json           the record: the sections, and the cells with what they were run as
+    bakeoff.json           the record: sections, the cells as they were run, the hash of the base model's weights
     replies.json, stats.safetensors, weight_snr.json, gradient_norm.json     what is known of the base model
     cells/NAME/seed-N/     train/ (log, checkpoints, delta), screen.json, final.json and the answers of each
     logs/                  what the processes said
@@ -28,7 +28,7 @@ from pathlib import Path
 from slamkern import distributed
 from slamkern.bakeoff.board import Board
 from slamkern.bakeoff.config import BASE, Bakeoff, Cell
-from slamkern.bakeoff.layers import GRADIENT_NORM, check_layers_of, needed_files
+from slamkern.bakeoff.layers import GRADIENT_NORM, STATS, WEIGHT_SNR, check_layers_of, needed_files
 from slamkern.bakeoff.page import write_page
 from slamkern.bakeoff.rows import finalists, read_rows
 from slamkern.bakeoff.table import write_table
@@ -37,9 +37,10 @@ from slamkern.data.pairs import Pair
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.checks import check_evaluation, check_model, check_training
 from slamkern.pipeline.launch import Launch
-from slamkern.pipeline.stages import alignment_pairs
+from slamkern.pipeline.stages import alignment_pairs, english_texts
 from slamkern.run_folder import RunFolder, difference
 
+RESULTS = ("cells", REPLIES, STATS, WEIGHT_SNR, GRADIENT_NORM)
 SECONDS_BETWEEN_TABLES = 60
 
 
@@ -65,17 +66,19 @@ class Task:
 def tasks_of(bakeoff: Bakeoff, folder: Path) -> list[Task]:
     """Everything there is to do as far as it is known, in order; the final only when the screen is done."""
     tasks = {REPLIES: Task(REPLIES, (REPLIES,), folder / REPLIES)}
+    trainers: dict[tuple[str, int], Path] = {}  # cell that is trained and seed -> file of the first task that does it
 
     def add(cell: Cell, seed: int, name: str) -> None:
-        needed = needed_files(bakeoff.trained(cell))
+        trained = bakeoff.trained(cell)
+        needed = needed_files(trained)
         for file in needed:  # measured when the first cell needs it
             first = (folder / REPLIES,) if file == GRADIENT_NORM else ()
             tasks.setdefault(file, Task(file, (file,), folder / file, first))
         after = [folder / file for file in (REPLIES, *needed)]
-        if source := tasks.get(f"{cell.of}-{seed}-{name}"):  # two processes may not train the same
-            after.append(source.file)
         arguments = (cell.name, "--seed", str(seed), *(("--final",) if name == "final" else ()))
         path = folder / "cells" / cell.name / f"seed-{seed}" / f"{name}.json"
+        if (trainer := trainers.setdefault((trained.name, seed), path)) != path:  # two may not train the same at once
+            after.append(trainer)
         task = Task(f"{cell.name}-{seed}-{name}", arguments, path, tuple(after))
         tasks[task.name] = task
 
@@ -108,7 +111,7 @@ def run(
     and as :func:`check_bakeoff`.
     """
     check_bakeoff(bakeoff)
-    with _stopped_by_signals(), RunFolder(out, KIND, record=RECORD, results=["cells", REPLIES]) as folder:
+    with _stopped_by_signals(), RunFolder(out, KIND, record=RECORD, results=RESULTS) as folder:
         _claim(folder, bakeoff)
         shared = lanes * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return _work(bakeoff, out, lanes, threads or max(1, (os.cpu_count() or 1) // shared), pause, say)
@@ -124,6 +127,7 @@ def check_bakeoff(bakeoff: Bakeoff) -> tuple[Sequence[Pair], list[Pair]]:
     for final in (False, True):
         config = bakeoff.of(bakeoff.cells[BASE], 0, final=final)
         check_evaluation(config, config.evaluate.load())
+        english_texts(config, pairs[1])
     return pairs
 
 
@@ -163,8 +167,8 @@ def _claim(folder: RunFolder, bakeoff: Bakeoff) -> None:
             cells[name] = cell
         elif change := difference({**cell, "why": ""}, {**cells[name], "why": ""}):
             raise SlamkernError(f"{folder.path}: cell {name} was run, and {change}; call the changed one otherwise")
-    folder.notes = {"cells": list(cells.values())}
-    folder.save()
+    folder.notes = {**folder.notes, "cells": list(cells.values())}
+    distributed.on_main(folder.save)  # every process waits: from here on its tasks read and note there
 
 
 def _work(
@@ -172,6 +176,7 @@ def _work(
 ) -> list[str]:
     board = Board()
     running: list[Task] = []
+    tasks = tasks_of(bakeoff, out)
     paused = False
     written = time.monotonic()
     who = f"process {distributed.rank()}: " if distributed.world_size() > 1 else ""
@@ -193,7 +198,10 @@ def _work(
                     write_results(bakeoff, out)
                     written = time.monotonic()
             busy = board.busy  # before looking: where nobody worked, everything that can be begun is seen
-            following = _next(tasks_of(bakeoff, out), board) if len(running) < lanes and not paused else None
+            free = len(running) < lanes and not paused
+            if free and all(task.file.exists() for task in tasks):
+                tasks = tasks_of(bakeoff, out)  # the final, whose cells take seconds to choose
+            following = _next(tasks, board) if free else None
             if following is not None:
                 running.append(following)  # before it begins: a signal may come at any time
                 _start(following, out, threads)
@@ -204,7 +212,7 @@ def _work(
                 break
         if distributed.is_main():
             write_results(bakeoff, out)
-        return [task.name for task in tasks_of(bakeoff, out) if not task.file.exists() and board.taken(task.name)]
+        return [task.name for task in tasks if not task.file.exists() and board.taken(task.name)]
     finally:
         for task in running:
             task.send(signal.SIGCONT)
@@ -216,8 +224,7 @@ def _work(
 
 def write_results(bakeoff: Bakeoff, folder: Path) -> None:
     """``table.json``, ``table.csv`` and ``report.html`` of what there is so far."""
-    rows = read_rows(bakeoff, folder)
-    if rows:
+    if rows := read_rows(bakeoff, folder):
         write_table(rows, folder)
         write_page(bakeoff, rows, folder)
 

@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from slamkern.bakeoff.config import Bakeoff, Cell, build_bakeoff
 from slamkern.bakeoff.layers import GRADIENT_NORM, STATS, WEIGHT_SNR, choose
 from slamkern.bakeoff.trainable import fold_adapters, make_trainable, scale_change, weight_distance
@@ -22,9 +24,10 @@ from slamkern.errors import SlamkernError
 from slamkern.evaluation.replies import read_replies
 from slamkern.files import read_checked, write_checked
 from slamkern.pipeline import stages
+from slamkern.pipeline.base_weights import BaseWeights, bind
 from slamkern.pipeline.config import build_config
 from slamkern.pipeline.loading import load_model
-from slamkern.run_folder import read_record
+from slamkern.run_folder import LOCK, read_record
 
 KIND, RECORD, REPLIES, FACTS = "bakeoff", "bakeoff.json", "replies.json", "facts.json"
 
@@ -45,7 +48,20 @@ class Work:
         self.aligned, self.held_out = stages.alignment_pairs(self.run)
 
     def load(self) -> tuple[Any, Any]:
-        return load_model(**self.run.model.arguments())
+        """(base model, tokenizer). SlamkernError where other weights were measured or trained in this folder."""
+        source = BaseWeights(self.run.model)
+        model, tokenizer = load_model(**self.run.model.arguments())
+        self._bind(source.digest(model))
+        return model, tokenizer
+
+    def _bind(self, weights: str) -> None:
+        record = self.folder / RECORD
+        with FileLock(self.folder / f".{RECORD}{LOCK}"):  # the first tasks run side by side
+            values = read_checked(record)
+            noted = "base_weights" in values
+            bind(values, "base_weights", weights, self.folder, self.run.model.name)
+            if not noted:
+                write_checked(record, values)
 
     @property
     def questions(self) -> list[str]:
@@ -73,11 +89,11 @@ def prepare(work: Work, name: str) -> None:
 
         write_checked(path, {"scores": weight_snr(model, work.run.select.projections)})
     elif name == GRADIENT_NORM:
-        from slamkern.training.batches import tokenize
+        from slamkern.training.batches import context_of, tokenize
         from slamkern.training.gradient_norm import layer_gradient_norms
 
         pairs = stages.training_examples(work.run, work.aligned, work.replies)
-        examples = tokenize(pairs, tokenizer, work.run.train)
+        examples = tokenize(pairs, tokenizer, work.run.train, context=context_of(model))
         norms = layer_gradient_norms(model, examples, work.run.train.tokens_per_batch, batches=4)
         write_checked(path, {"scores": norms})
     else:

@@ -203,6 +203,6 @@ def _print(result: dict[str, Any]) -> None:
     if cut := cut_short(result):
         say(cut)
     if result["losses_left_out"]:
-        say(f"not compared, for their texts differ: {', '.join(result['losses_left_out'])}")
+        say(f"not compared, for their texts differ or one side alone has them: {', '.join(result['losses_left_out'])}")
     if result["unverified"]:
         say(f"not recorded on both sides, so not known to be equal: {', '.join(result['unverified'])}")

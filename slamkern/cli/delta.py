@@ -97,10 +97,10 @@ def sweep(
 ) -> None:
     """Held-out translation loss at several scales: the held-out pairs of the same data as in training."""
     from slamkern.data.prompts import get_prompt
-    from slamkern.data.tokenization import tokenize_pairs
     from slamkern.pipeline.checks import check_held_out
     from slamkern.pipeline.stages import alignment_pairs
     from slamkern.schemas.training import read_delta
+    from slamkern.training.batches import context_of, tokenize_within
     from slamkern.training.delta import blend_deltas, check_scale, free_folder, sweep_scale
 
     settings = configure(config, overrides, model={"name": model}, data={"path": data, "languages": languages})
@@ -121,7 +121,7 @@ def sweep(
         base, tokenizer = load(settings)
         recipe = settings.train
         prompt = get_prompt(recipe.prompt, tokenizer)
-        examples = tokenize_pairs(held_out, tokenizer, prompt, max_length=recipe.max_length)
+        examples = tokenize_within(held_out, tokenizer, prompt, recipe.max_length, context_of(base))
         losses = sweep_scale(base, trained, examples, tried)
         best = min(losses, key=lambda number: losses[number])
         for number, loss in losses.items():

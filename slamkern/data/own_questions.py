@@ -43,6 +43,8 @@ def load_questions(
         if number in rows:
             raise SlamkernError(f"{where} is the second question {number!r} in {code}")
         rows[number] = Question(f"{TASK}-{code}-{number}", code, text, gold)
+    if not found:
+        raise SlamkernError(f"{path} holds no questions; expected records with question, answer and language")
     if missing := [code for code in languages or () if code not in found]:
         raise SlamkernError(f"{path} has no questions in {' '.join(missing)}; it has: {' '.join(found)}")
     chosen = languages or tuple(found)

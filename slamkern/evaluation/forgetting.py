@@ -56,26 +56,28 @@ def read_losses(evaluation: str | Path) -> Losses | None:
 def compare_losses(
     before: Losses | None, after: Losses | None, margins: Mapping[str, float]
 ) -> tuple[dict[str, LossChange], list[str], list[str]]:
-    """(change of each loss that both sides have, texts not known to be equal, losses left out for theirs differ).
+    """(change of each loss that both sides have, texts not known to be equal, losses left out).
 
-    margins: kind of loss -> nats a token.
+    Left out are those whose texts differ, and those that one side alone has.     margins: kind of loss -> nats a token.
     """
     changes: dict[str, LossChange] = {}
     unknown: dict[str, None] = {}
-    differing: list[str] = []
-    if before is None or after is None:
-        return {}, [], []
-    for name in (name for name in before.values if name in after.values):
+    left_out: list[str] = []
+    before, after = (side or Losses({}, {}) for side in (before, after))
+    for name in {**before.values, **after.values}:
+        if name not in before.values or name not in after.values:
+            left_out.append(name)
+            continue
         (kind, old), (_, new) = before.values[name], after.values[name]
         text, margin = TEXTS[kind], margins[kind]
         digests = before.texts.get(text), after.texts.get(text)
         if None in digests:
             unknown[f"{text.replace('_', '-')} texts"] = None
         elif digests[0] != digests[1]:
-            differing.append(name)
+            left_out.append(name)
             continue
         changes[name] = LossChange(old, new, new - old, margin, decide_loss(new - old, margin))
-    return changes, list(unknown), differing
+    return changes, list(unknown), left_out
 
 
 def decide_loss(difference: float, margin: float) -> str:

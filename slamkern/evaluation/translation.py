@@ -12,11 +12,10 @@ from slamkern import distributed
 from slamkern.data.packing import IGNORE, Example
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import Prompt, encode_prompts, get_prompt
-from slamkern.data.tokenization import tokenize_pairs
 from slamkern.errors import SlamkernError
 from slamkern.evaluation.generation import generate
 from slamkern.progress import progress_bar
-from slamkern.training.batches import mean_loss
+from slamkern.training.batches import context_of, mean_loss, tokenize_within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,7 +35,8 @@ def translation_quality(
 ) -> dict[str, dict[str, float]]:
     """Quality of held-out translations per source language: ``{"de": {"loss": ..., "chrf": ...}, ...}``.
 
-    ``loss`` is the mean over the response tokens (EOS included) of all pairs of at most ``max_length`` tokens; ``chrf``
+    ``loss`` is the mean over the response tokens (EOS included) of all pairs of at most ``max_length`` tokens that the
+    model's context holds; ``chrf``
     compares greedy translations of the first ``generate_limit`` pairs of each language with their targets, passing over
     pairs whose prompt is longer than ``max_length``, and is left out where ``generate_limit`` is 0. Give the same pairs
     before and after training: targets of different pairs are not equally hard.
@@ -52,7 +52,7 @@ def translation_quality(
     quality: dict[str, dict[str, float]] = {}
     for code in languages:
         chosen = [pair for pair in pairs if pair.source_language == code]
-        examples = tokenize_pairs(chosen, tokenizer, prompt, max_length=max_length)
+        examples = tokenize_within(chosen, tokenizer, prompt, max_length, context_of(model))
         quality[code] = {"loss": mean_loss(model, examples, tokens_per_batch=batch_tokens)}
     if chrf is None:
         return quality
@@ -93,9 +93,11 @@ def english_retention(
     """Mean loss per token of a model on English texts; compare it before and after training.
 
     Every token counts except the first of each sequence, which has nothing before it (BOS where the tokenizer adds
-    one, otherwise the first token of the text). Texts are cut at ``max_length`` tokens.
+    one, otherwise the first token of the text). Texts are cut at ``max_length`` tokens, or where the model's context
+    ends.
     """
-    rows = [row[:max_length] for row in encode_prompts(list(texts), tokenizer)]
+    limit = min(max_length, context_of(model) or max_length)
+    rows = [row[:limit] for row in encode_prompts(list(texts), tokenizer)]
     examples = [Example(tuple(row), (IGNORE, *row[1:])) for row in rows if len(row) > 1]
     if not examples:
         raise SlamkernError(f"none of the {len(rows)} texts has two tokens: there is nothing to predict")

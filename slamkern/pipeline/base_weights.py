@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,29 +34,53 @@ class BaseWeights:
         self.source = _source(section)
         self._settled = self.source is not None and _last_change(self.source) < time.time() - SETTLED
 
+    def known(self) -> str | None:
+        """The kept digest where nothing about the files has changed: it needs no model."""
+        if not self._unchanged or not (path := self._path).is_file():
+            return None
+        try:
+            kept = read_checked(path)
+        except (SlamkernError, OSError) as error:
+            log.warning("%s; the weights are read again", error)
+            return None
+        return str(kept["weights"]) if kept.get("source") == self.source else None
+
     def digest(self, model: Any) -> str:
         """64 hexadecimal digits for ``model``, just loaded from there and not changed since.
 
         The kept ones where nothing about the files has changed; else of the values in memory. These are kept, unless
         the files changed while they were read or just before, or came with code of their own.
         """
-        if self.source is None or self.source != _source(self.section):
-            return state_digest(model.state_dict())
-        path = _folder() / f"{hashlib.sha256(json.dumps(self.source).encode()).hexdigest()}.json"
-        if path.is_file():
-            try:
-                kept = read_checked(path)
-                if kept.get("source") == self.source:
-                    return str(kept["weights"])
-            except (SlamkernError, OSError) as error:
-                log.warning("%s; the weights are read again", error)
+        if (kept := self.known()) is not None:
+            return kept
         digest = state_digest(model.state_dict())
-        if self._settled:
+        if self._unchanged and self._settled:
             try:
-                write_checked(path, {"source": self.source, "weights": digest})
+                write_checked(self._path, {"source": self.source, "weights": digest})
             except OSError as error:  # a home that cannot be written to costs time, not the run
                 log.info("the hash of the weights is not kept: %s", error)
         return digest
+
+    @property
+    def _unchanged(self) -> bool:
+        return self.source is not None and self.source == _source(self.section)
+
+    @property
+    def _path(self) -> Path:
+        return _folder() / f"{hashlib.sha256(json.dumps(self.source).encode()).hexdigest()}.json"
+
+
+def bind(notes: MutableMapping[str, Any], key: str, weights: str, folder: Path, name: str) -> None:
+    """Note the hash of the weights ``name`` in a folder's record, under ``key``; the first one stays.
+
+    SlamkernError where what is in the folder came from others.
+    """
+    before = notes.setdefault(key, weights)
+    if before != weights:
+        raise SlamkernError(
+            f"{folder} was begun with other weights of {name}: their SHA-256 was {before[:16]}..., now"
+            f" {weights[:16]}...; choose another folder or restore those weights"
+        )
 
 
 def _source(section: "ModelSection") -> dict[str, Any] | None:

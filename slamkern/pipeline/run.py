@@ -26,10 +26,9 @@ from typing import Any
 
 from slamkern import distributed
 from slamkern.data.pairs import Pair
-from slamkern.errors import SlamkernError
 from slamkern.files import write_checked
 from slamkern.modules.patch import patch_model
-from slamkern.pipeline.base_weights import BaseWeights
+from slamkern.pipeline.base_weights import BaseWeights, bind
 from slamkern.pipeline.checks import check_run
 from slamkern.pipeline.config import RunConfig
 from slamkern.pipeline.loading import describe, load_model
@@ -74,16 +73,6 @@ class Run:
     @property
     def seconds(self) -> dict[str, float]:
         return self.folder.notes["seconds"]
-
-    def bind(self, base_weights: str) -> str:
-        """Note the hash of the base model's weights; SlamkernError where what is in the folder came from others."""
-        before = self.folder.notes.setdefault("base_weights", base_weights)
-        if before != base_weights:
-            raise SlamkernError(
-                f"{self.out} was begun with other weights of {self.config.model.name}: their SHA-256 was"
-                f" {before[:16]}..., now {base_weights[:16]}...; choose another folder or restore that model"
-            )
-        return base_weights
 
     @property
     def finished(self) -> bool:
@@ -132,7 +121,8 @@ def go_on(claimed: Run, aligned: Sequence[Pair], held_out: Sequence[Pair], *, pr
     config, out = claimed.config, claimed.out
     source = BaseWeights(config.model)
     model, tokenizer = load_model(**config.model.arguments())
-    base_weights = claimed.bind(source.digest(model))
+    base_weights = source.digest(model)
+    bind(claimed.folder.notes, "base_weights", base_weights, out, config.model.name)
     patch_model(model)
     log.info("%s: %s", config.model.name, describe(model))
 

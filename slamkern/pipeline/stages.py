@@ -11,7 +11,6 @@ from slamkern.data.alignment import aligned_examples, english_questions
 from slamkern.data.pairs import Pair, load_pairs, split_pairs
 from slamkern.data.prompts import get_prompt
 from slamkern.data.tasks import Question
-from slamkern.data.tokenization import tokenize_pairs
 from slamkern.digests import texts_digest
 from slamkern.errors import SlamkernError
 from slamkern.pipeline.sections import RunConfig
@@ -196,7 +195,7 @@ def reply_losses(
 
     ``en`` is that of the English questions themselves. Languages without a reply are left out.
     """
-    from slamkern.training.batches import mean_loss
+    from slamkern.training.batches import context_of, mean_loss, tokenize_within
 
     asked = [pair for pair in held_out if pair.kind == "question" and pair.target in replies]
     rows = {text: Pair(text, replies[text], "en", "en", "response") for text in english_questions(asked)}
@@ -205,7 +204,7 @@ def reply_losses(
     for code in dict.fromkeys(pair.source_language for pair in pairs):
         chosen = [pair for pair in pairs if pair.source_language == code]
         prompt = get_prompt(config.train.prompt, tokenizer)
-        examples = tokenize_pairs(chosen, tokenizer, prompt, max_length=config.train.max_length)
+        examples = tokenize_within(chosen, tokenizer, prompt, config.train.max_length, context_of(model))
         losses[code] = mean_loss(model, examples)
     return losses
 

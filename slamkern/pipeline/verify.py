@@ -6,7 +6,6 @@ checked is what only shows the rest again (report, figures, samples.txt, scores.
 loaded.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,33 @@ from typing import Any
 from slamkern.digests import combined_digest
 from slamkern.errors import DamagedFileError, SlamkernError
 from slamkern.evaluation.scoring import summarize
+from slamkern.modules.finite import check_finite
 from slamkern.pipeline import two_models
-from slamkern.pipeline.sections import RunConfig
+from slamkern.pipeline.agreement import (
+    AFTER,
+    BEFORE,
+    LOG,
+    METRICS,
+    RECORD,
+    REPLIES,
+    STATS,
+    check_measurement,
+    check_metrics,
+    check_pipeline,
+    check_selection,
+)
 from slamkern.probe.stats import ActivationStats
 from slamkern.reading import read_json
 from slamkern.run_folder import read_record
-from slamkern.schemas.check import check
-from slamkern.schemas.metrics import read_measurement, read_metrics
+from slamkern.schemas.metrics import read_metrics
 from slamkern.schemas.predictions import KIND, PREDICTIONS_FILE, SETTINGS_FILE, read_predictions
 from slamkern.schemas.replies import read_replies_file
 from slamkern.schemas.training import DELTA, STATE, read_delta, read_held_out, read_state, read_steps
 from slamkern.selection.layers import LayerSelection
 from slamkern.training import run_log
-from slamkern.training.checkpoint import NAMES, SELECTION, check_finite, list_checkpoints
+from slamkern.training.checkpoint import NAMES, SELECTION, list_checkpoints
 
-STATS, RECORD, METRICS, LOG, HELD_OUT = (
-    "stats.safetensors", "run.json", "metrics.json", "metrics.jsonl", "held_out.json",
-)  # fmt: skip
-REPLIES, BEFORE, AFTER = "replies.json", "evaluation/before.json", "evaluation/after.json"
-# What each finished stage of a pipeline has left.
-STAGES = {"probe": STATS, "select": SELECTION, "replies": REPLIES, "before": BEFORE, "train": f"train/{DELTA}",
-          "after": AFTER, "report": METRICS}  # fmt: skip
+HELD_OUT = "held_out.json"
 Check = tuple[Path, Callable[[], Any]]
 
 
@@ -48,7 +53,8 @@ def verify(folder: str | Path) -> tuple[list[Path], list[str]]:
     if not good and not problems:
         raise SlamkernError(f"{folder} holds no file that slamkern writes; give the folder of a run or of one stage")
     if not problems and (metrics := folder / METRICS).exists():
-        problems = run_checks([(metrics, lambda: _agree(folder))])[1]
+        together = [(metrics, lambda: check_metrics(folder)), (folder / SELECTION, lambda: check_selection(folder))]
+        problems = run_checks(together)[1]
     return good, problems
 
 
@@ -85,12 +91,12 @@ def checks(folder: Path) -> Iterator[Check]:
     if (compared := folder / two_models.RECORD).exists():
         yield compared, lambda: read_record(compared, two_models.KIND)
     elif kind == "pipeline":
-        yield folder / RECORD, lambda: _pipeline(folder)
+        yield folder / RECORD, lambda: check_pipeline(folder)
     if (replies := folder / REPLIES).exists():
         yield replies, lambda: read_replies_file(replies)
     for name in (BEFORE, AFTER):
         if (measured := folder / name).exists():
-            yield measured, lambda measured=measured: read_measurement(measured)  # type: ignore[misc]
+            yield measured, lambda measured=measured: check_measurement(measured)  # type: ignore[misc]
     if (metrics := folder / METRICS).exists():
         yield metrics, lambda: read_metrics(metrics)
     for inner in (folder / "train", *sorted((folder / "evaluation").glob("*/"))):
@@ -110,35 +116,6 @@ def _kind(folder: Path) -> str | None:
     except SlamkernError:
         return "pipeline"
     return run_log.KIND if isinstance(values, dict) and values.get("kind") == run_log.KIND else "pipeline"
-
-
-def _pipeline(folder: Path) -> None:
-    settings, notes = read_record(folder / RECORD, "pipeline")
-    check(RunConfig, json.dumps(settings), "settings")
-    done = notes.get("seconds") or {}
-    if gone := [name for stage, name in STAGES.items() if stage in done and not (folder / name).exists()]:
-        raise DamagedFileError(f"says that {', '.join(gone)} was written, but it is gone")
-
-
-def _agree(folder: Path) -> None:
-    """metrics.json against what it was put together from; call it where each file by itself is right."""
-    values, (settings, notes) = read_metrics(folder / METRICS), read_record(folder / RECORD, "pipeline")
-    rows = read_steps(folder / "train" / LOG)
-    parts: dict[str, tuple[Any, str]] = {
-        "config": (settings, RECORD),
-        "base_weights": (notes.get("base_weights"), RECORD),
-        "selected_layers": (list(LayerSelection.load(folder / SELECTION).layers), SELECTION),
-        "losses": ([row["loss"] for row in rows], f"train/{LOG}"),
-        "before": (read_measurement(folder / BEFORE), BEFORE),
-        "after": (read_measurement(folder / AFTER), AFTER),
-    }
-    for name, (value, file) in parts.items():
-        if values.get(name) != value:
-            raise DamagedFileError(f"{name} is not what {file} says")
-    for name in (BEFORE, AFTER):
-        inner, scores = (folder / name).with_suffix("") / SETTINGS_FILE, read_measurement(folder / name)["evaluation"]
-        if inner.exists() and scores != read_record(inner, KIND)[1].get("result"):
-            raise DamagedFileError(f"{name} has other scores than {inner}")
 
 
 def _evaluation(folder: Path) -> Iterator[Check]:
@@ -170,7 +147,7 @@ def _training(folder: Path) -> Iterator[Check]:
 
     def record() -> None:
         settings, notes = read_record(folder / RECORD, run_log.KIND)
-        run.update(settings, steps=notes["steps"], fingerprint=run_log.RunLog(None, settings).fingerprint)
+        run.update(settings | notes, fingerprint=run_log.RunLog(None, settings).fingerprint)
 
     def log() -> None:
         finished = (folder / DELTA).exists()
@@ -191,9 +168,11 @@ def _training(folder: Path) -> Iterator[Check]:
     yield folder / LOG, log
     if (folder / HELD_OUT).exists() or ((folder / DELTA).exists() and run.get("held_out_data")):
         yield folder / HELD_OUT, held_out
-    for checkpoint in list_checkpoints(folder):
+    finished = (folder / DELTA).exists()
+    noted = {folder / f"checkpoint-{step}" for step in run.get("checkpoints", ()) if finished}
+    for checkpoint in sorted(noted.union(list_checkpoints(folder)), key=_step):
         yield from _checkpoint(checkpoint, run)
-    if (folder / DELTA).exists():
+    if finished:
         yield from _delta(folder, run)
 
 
@@ -231,7 +210,8 @@ def _delta(folder: Path, run: dict[str, Any]) -> Iterator[Check]:
         check_finite(tensors, "the delta cannot be used")
         names = {name for name in tensors if not name.endswith(tuple(f"@neurons.{axis}" for axis in NAMES))}
         _same_names(names, run)
-        frozen = combined_digest(metadata.frozen_weights)
+        trained = {name.removesuffix("@neurons") for name in run.get("trained", ())}
+        frozen = combined_digest({n: digest for n, digest in metadata.frozen_weights.items() if n not in trained})
         if frozen != run.get("frozen_weights", frozen):
             raise DamagedFileError("was trained on other weights than the run")
 
@@ -242,5 +222,5 @@ def _delta(folder: Path, run: dict[str, Any]) -> Iterator[Check]:
             raise DamagedFileError(f"selects layer {min(layers - changed)}, which {path} does not change")
 
     yield path, delta
-    if chosen.exists():
+    if chosen.exists() or run.get("selection"):
         yield chosen, selection

@@ -16,6 +16,7 @@ from slamkern.data.tokenization import tokenize_texts
 from slamkern.errors import SlamkernError, refuse_string
 from slamkern.modules.cuda_graphs import Graphs, check_capturable
 from slamkern.modules.eval_mode import eval_mode
+from slamkern.modules.finite import check_finite
 from slamkern.modules.packed_attention import packed_attention, supports_packing
 from slamkern.probe.recorder import record_stats
 from slamkern.probe.stats import ActivationStats
@@ -45,6 +46,7 @@ def collect_stats(
     ``i % groups``, so that parallel questions are resampled together. Texts over ``max_length`` tokens, or over the
     model's context, are cut there, and how many is logged. ``cuda_graphs`` pads packed batches to a few shapes and
     replays a CUDA graph for each, where launches rather than the GPU set the pace; for a model on one GPU.
+    SlamkernError for texts that cannot be read, and for activations or weights that are not finite.
     """
     model = distributed.unwrapped(model)
     for code, of_language in texts.items():
@@ -76,7 +78,10 @@ def collect_stats(
             for batch in progress_bar(batches, desc="probe", unit="batch", show=progress):
                 run(in_bucket(batch) if cuda_graphs and isinstance(batch, PackedBatch) else batch)
         recorder.merge_processes()
-        return recorder.stats
+        stats = recorder.stats
+        # What is behind the last observed tensor shows in no statistics.
+        check_finite(dict(model.named_parameters()), "its statistics mean nothing; load the model it should be")
+        return stats
 
 
 def probe_batches(

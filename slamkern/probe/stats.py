@@ -101,7 +101,9 @@ class ActivationStats:
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
-        """Write the statistics to a safetensors file, atomically."""
+        """Write the statistics to a safetensors file, atomically; SlamkernError for what :meth:`load` would refuse."""
+        if (flaw := _flaw(self)) is not None:
+            raise SlamkernError(f"the statistics are not saved to {path}: {flaw}")
         tensors = {"count": self.count, "mean": self.mean, "m2": self.m2, "active": self.active}
         if self.groups is not None:
             tensors |= {f"group_{name}": tensor for name, tensor in vars(self.groups).items()}

@@ -38,12 +38,14 @@ class TrainingSettings(Schema):
 
 
 class TrainingRecord(Record):
-    """``run.json`` of a training."""
+    """``run.json`` of a training; ``checkpoints`` and ``selection`` say which files the finished run has."""
 
     settings: TrainingSettings  # type: ignore[assignment]
     base_model: str
     examples: Count
     steps: Count
+    checkpoints: list[Count] = Field(default_factory=list)
+    selection: bool = False
 
 
 class EvaluationSettings(Schema):
@@ -84,10 +86,17 @@ class EvaluationRecord(Record):
         return self
 
 
+class ComparisonRecord(Record):
+    """``compared.json``; ``weights``: of each side that was begun, those of the model or of the delta's file."""
+
+    weights: dict[Name, Digest] | None = None
+
+
 class BakeoffRecord(Record):
     """``bakeoff.json``; the settings are all but the cells, which may become more."""
 
     cells: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    base_weights: Digest | None = None
 
 
 RECORDS: Mapping[str, type[Record]] = MappingProxyType(
@@ -95,7 +104,7 @@ RECORDS: Mapping[str, type[Record]] = MappingProxyType(
         "pipeline": PipelineRecord,
         "training": TrainingRecord,
         "evaluation": EvaluationRecord,
-        "comparison": Record,
+        "comparison": ComparisonRecord,
         "bakeoff": BakeoffRecord,
     }
 )

@@ -38,7 +38,10 @@ class HeldOut(Schema):
 
 
 class DeltaMetadata(Schema):
-    """Beside the trained tensors; ``made_from`` where the delta was made of others."""
+    """Beside the trained tensors; ``made_from`` where the delta was made of others.
+
+    ``frozen_weights``: digests of the base model, of trained weights too, as they were before (not in old ones).
+    """
 
     slamkern_version: str
     format: Literal["slamkern-delta"]

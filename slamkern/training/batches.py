@@ -21,7 +21,7 @@ from slamkern import distributed
 from slamkern.data.buckets import bucket_size
 from slamkern.data.packing import IGNORE, Example, PackPlan, collate, pack_plan, pad_plan, padded_batch
 from slamkern.data.pairs import Pair
-from slamkern.data.prompts import get_prompt
+from slamkern.data.prompts import Prompt, get_prompt
 from slamkern.data.rows import Rows
 from slamkern.data.token_table import TokenTable
 from slamkern.data.tokenization import tokenize_pairs
@@ -93,7 +93,7 @@ class TrainingData:
         config: TrainConfig,
     ) -> "TrainingData":
         """Tokenize, and plan the steps; see ``tokenize`` for what is dropped and refused."""
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        context = context_of(model)
         examples = tokenize(pairs, tokenizer, config, context=context)
         unseen = tokenize(held_out, tokenizer, config, context=context) if held_out else None
         lengths = examples.lengths.tolist()
@@ -152,15 +152,25 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
 
 
-def tokenize(pairs: Sequence[Pair], tokenizer: Any, config: TrainConfig, *, context: int | None = None) -> TokenTable:
-    """The pairs as examples; those longer than the recipe, a batch or the model's ``context`` allows are dropped.
+def context_of(model: "PreTrainedModel") -> int | None:
+    """How many tokens the model reads at once; None where its configuration does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
-    How many were dropped in each language is logged.
-    """
+
+def tokenize(pairs: Sequence[Pair], tokenizer: Any, config: TrainConfig, *, context: int | None = None) -> TokenTable:
+    """The pairs as examples; those longer than the recipe, a batch or the model's ``context`` allows are dropped."""
     if not pairs:
         raise SlamkernError("there are no pairs to train on")
-    limit = longest_example(config, context)
     prompt = get_prompt(config.prompt, tokenizer)
+    return tokenize_within(pairs, tokenizer, prompt, longest_example(config, context))
+
+
+def tokenize_within(pairs: Sequence[Pair], tokenizer: Any, prompt: Prompt, *limits: int | None) -> TokenTable:
+    """The pairs as examples, those longer than any of the limits dropped (tokens; None: no limit).
+
+    How many were dropped in each language is logged. SlamkernError where that are all.
+    """
+    limit = min(number for number in limits if number is not None)
     examples = tokenize_pairs(pairs, tokenizer, prompt, max_length=limit)
     for language, count in sorted(examples.dropped.items()):
         log.warning("dropped %d pairs in %s that are longer than %d tokens", count, language, limit)

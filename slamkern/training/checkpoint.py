@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from slamkern import distributed
 from slamkern.errors import DamagedFileError, SlamkernError
 from slamkern.files import TEMPORARY, atomic_folder, save_tensors
+from slamkern.modules.finite import check_finite
 from slamkern.modules.sharded import part_of
 from slamkern.probe.stats import model_signature
 from slamkern.schemas.training import DELTA, FORMAT, STATE, read_delta, read_state
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trainable_tensors, trained_parameters
-from slamkern.training.frozen import AXES, changed_weight, frozen_digests, trained_parts
+from slamkern.training.frozen import AXES, changed_weight, frozen_digests, other_base, trained_parts
 from slamkern.training.names import plain_model, plain_names, renamed
 from slamkern.training.optimizer import MasterAdamW
 from slamkern.training.sharding import collect, is_sharded
@@ -50,8 +51,9 @@ def save_delta(
     """Write the tensors that require a gradient, and the selection where there is one; returns the delta's path.
 
     Names are those of the plain model, however ``model`` is wrapped; adapters that are frozen count as no part of it.
-    frozen: the digests of the model's other weights where they are known already (see ``frozen_digests``). Each file is
-    whole or absent, the delta last. Every process calls this for a sharded model; the main one writes.
+    frozen: the digests of the base model where they are known already (see ``frozen_digests``, ``trained_digests``);
+    else those of the model's other weights. Each file is whole or absent, the delta last. Every process calls this for
+    a sharded model; the main one writes.
     SlamkernError when nothing requires a gradient, or a value is not finite.
     """
     folder = Path(folder)
@@ -76,13 +78,6 @@ def save_delta(
     which = {f"{t.name}.{NAMES[AXES[t.projection]]}": t.neurons.clone() for t in single}  # type: ignore[union-attr]
     save_tensors(folder / DELTA, renamed(tensors | which, names), metadata)
     return folder / DELTA
-
-
-def check_finite(tensors: Mapping[str, Tensor], otherwise: str) -> None:
-    """SlamkernError, with what to do, where a tensor holds infinity or NaN."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise SlamkernError(f"{name} holds values that are not finite; {otherwise}")
 
 
 @torch.no_grad()
@@ -114,11 +109,7 @@ def load_delta(model: nn.Module, folder: str | Path, *, frozen: Mapping[str, str
     parts = {name.removesuffix("@neurons"): _neurons(name, tensors) for name in names}
     now = frozen or frozen_digests(model, parts)
     if changed := changed_weight(renamed(metadata.frozen_weights, own), now, parts):
-        base = metadata.base_model or "its base model"
-        raise SlamkernError(
-            f"{path} was trained on other weights than this model has (first difference: {changed});"
-            f" load {base} as it was then"
-        )
+        raise other_base(path, metadata, changed)
     for name, here in places.items():
         here.copy_(part_of(tensors[name], here))
     return list(places)

@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from slamkern.digests import tensor_digests
 from slamkern.errors import SlamkernError
 from slamkern.files import save_tensors
+from slamkern.modules.finite import check_finite
 from slamkern.schemas.training import DELTA, read_delta
 from slamkern.selection.layers import LayerSelection
 from slamkern.training.checkpoint import NAMES, SELECTION, load_delta
+from slamkern.training.frozen import changed_weight, other_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,15 +50,17 @@ class Change:
         """Give the changed weights of ``model`` the value ``base + scale * difference``."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name, base in self.base.items():
-            parameters[name].copy_(base.double() + scale * self.difference[name])
+            # A difference that is infinite, times 0, would be NaN.
+            parameters[name].copy_(base.double() + scale * self.difference[name] if scale else base)
 
 
 @torch.no_grad()
 def read_change(model: nn.Module, deltas: Sequence[Scaled]) -> Change:
     """The sum of ``(folder, scale)`` deltas over the base model ``model``, which is left as it was.
 
-    Each delta passes the checks of `load_delta` against the base weights. Raises SlamkernError for none, for a scale
-    that is not finite, and for a model that has the trained weights already.
+    Each delta passes the checks of `load_delta` against the base weights, and those it brings are compared with what
+    they were before training. Raises SlamkernError for none, for a scale that is not finite, and for a model that has
+    the trained weights already.
     """
     if not deltas:
         raise SlamkernError("no delta given")
@@ -64,7 +69,8 @@ def read_change(model: nn.Module, deltas: Sequence[Scaled]) -> Change:
     difference: dict[str, Tensor] = {}
     for folder, scale in deltas:
         check_scale(scale, str(folder))
-        names = {name.partition(NEURONS)[0] for name in read_delta(folder)[1]}
+        path, tensors, metadata = read_delta(folder)
+        names = {name.partition(NEURONS)[0] for name in tensors}
         here = {name: parameters[name].clone() for name in names if name in parameters}
         load_delta(model, folder)
         if all(torch.equal(parameters[name], original) for name, original in here.items()):
@@ -73,6 +79,9 @@ def read_change(model: nn.Module, deltas: Sequence[Scaled]) -> Change:
             change = scale * (parameters[name].double() - original.double())
             difference[name] = difference[name] + change if name in difference else change
             parameters[name].copy_(original)
+        written = {name: digest for name, digest in metadata.frozen_weights.items() if name in here}
+        if changed := changed_weight(written, tensor_digests(here), {}):
+            raise other_base(path, metadata, changed)
         base |= here
     return Change(base, difference)
 
@@ -81,8 +90,8 @@ def blend_deltas(model: nn.Module, deltas: Sequence[Scaled], out: str | Path) ->
     """Write ``base + sum of scale * (trained - base)`` as a delta into ``out``; ``model`` has the base weights.
 
     It keeps them. One delta is scaled, several are merged. Single neurons stay single neurons where every delta names
-    the same ones, otherwise the whole weights are written. Raises SlamkernError as `read_change` does, and where
-    ``out`` has a delta.
+    the same ones, otherwise the whole weights are written. Raises SlamkernError as `read_change` does, for weights that
+    would not be finite, and where ``out`` has a delta.
     """
     out = free_folder(out)
     change = read_change(model, deltas)
@@ -96,6 +105,7 @@ def blend_deltas(model: nn.Module, deltas: Sequence[Scaled], out: str | Path) ->
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # before the base comes back
     finally:
         change.apply(model, 0.0)
+    check_finite(tensors, "nothing was saved; use scales of a smaller size")
     selections = [LayerSelection.load(path) for folder, _ in deltas if (path := _beside(folder)).is_file()]
     if selections:
         _merged(selections).save(out / SELECTION)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from slamkern.errors import SlamkernError
 from slamkern.files import atomic_folder
+from slamkern.modules.finite import check_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 def export_model(model: "PreTrainedModel", tokenizer: Any, folder: str | Path) -> Path:
     """Write ``folder`` as a whole or not at all; returns it.
 
-    SlamkernError for a folder that is not empty, and for a model that cannot be saved. OSError when the disk is full.
+    SlamkernError for a folder that is not empty, for a model that cannot be saved, and for weights that are not finite.
+    OSError when the disk is full.
     """
     folder = Path(folder)
     if not hasattr(model, "save_pretrained"):
@@ -27,6 +29,7 @@ def export_model(model: "PreTrainedModel", tokenizer: Any, folder: str | Path) -
     check_folder(folder)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise SlamkernError("the model has weights on the meta device, which hold no values; load it before exporting")
+    check_finite(model.state_dict(), "nothing was exported; load the model it should be, or train it again")
     with atomic_folder(folder) as temporary:
         try:
             model.save_pretrained(temporary)

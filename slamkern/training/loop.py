@@ -30,6 +30,7 @@ from slamkern.digests import state_digest
 from slamkern.errors import SlamkernError
 from slamkern.progress import Progress, progress_bar
 from slamkern.run_folder import RunFolder
+from slamkern.schemas.training import read_delta
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import trained_parameters
 from slamkern.training.accumulate import Accumulator, peak_memory, reset_peak_memory
@@ -37,7 +38,7 @@ from slamkern.training.batches import TrainingData, deal, mean_loss, positions, 
 from slamkern.training.checkpoint import list_checkpoints, load_delta, restore_newest, save_checkpoint, save_delta
 from slamkern.training.checks import check_model
 from slamkern.training.config import TrainConfig, TrainResult
-from slamkern.training.frozen import frozen_digests, trained_parts
+from slamkern.training.frozen import frozen_digests, trained_digests, trained_parts
 from slamkern.training.interrupt import GracefulInterrupt
 from slamkern.training.loss import Head
 from slamkern.training.optimizer import MasterAdamW, learning_rate
@@ -86,7 +87,8 @@ def train(
             restore_freeze(model, folder.settings["trained"], folder.path)
         check_model(model, selection, config)
         data = TrainingData.of(model, tokenizer, pairs, held_out, config)
-        frozen = frozen_digests(model, trained_parts(model))
+        trained = trained_parts(model)
+        frozen = frozen_digests(model, trained)
         run = _claim(model, folder, data, config, frozen, resume=resume)
         run.write_samples([render_sample(example, tokenizer) for example in data.examples[:3]])
         if out is not None and run.finished:
@@ -94,8 +96,9 @@ def train(
             load_delta(model, out, frozen=frozen)
             run.go_back_to(len(data.steps))
         else:
+            base = {**frozen, **trained_digests(model, trained)}
             head, optimizer = stack.enter_context(prepared(model, data, config))
-            training = _Training(model, data, config, run, out, selection, frozen, head, optimizer)
+            training = _Training(model, data, config, run, out, selection, frozen, base, head, optimizer)
             training.run_to_the_end(progress=progress)
     return TrainResult.of(model, run.rows, run.held_out, out)
 
@@ -132,6 +135,7 @@ class _Training:
     out: Path | None
     selection: LayerSelection | None
     frozen: Mapping[str, str]
+    base: Mapping[str, str]
     head: Head | None
     optimizer: MasterAdamW
 
@@ -178,6 +182,7 @@ class _Training:
             start = restore_newest(
                 out, self.model, self.optimizer, fingerprint=self.run.fingerprint, frozen=self.frozen
             )
+            self.base = read_delta(out / f"checkpoint-{start}")[2].frozen_weights  # the model may hold trained ones
             log.info("resuming after step %d of %d", start, len(self.data.steps))
         self.run.go_back_to(start)
         return start
@@ -234,13 +239,14 @@ class _Training:
         self.run.sync()
         save_checkpoint(
             self.model, self.optimizer, out,
-            step=step, fingerprint=self.run.fingerprint, selection=self.selection, frozen=self.frozen,
+            step=step, fingerprint=self.run.fingerprint, selection=self.selection, frozen=self.base,
         )  # fmt: skip
 
     def _save_result(self) -> None:
         if self.out is None:
             return
         self.run.sync()
+        self.run.note_files(selection=self.selection is not None)
         if distributed.is_main() or self.config.fsdp:
-            save_delta(self.model, self.out, self.selection, frozen=self.frozen)
+            save_delta(self.model, self.out, self.selection, frozen=self.base)
         distributed.wait()

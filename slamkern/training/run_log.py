@@ -26,7 +26,7 @@ from slamkern import distributed
 from slamkern.data.token_table import TokenTable
 from slamkern.digests import combined_digest
 from slamkern.errors import SlamkernError
-from slamkern.files import named_errors, sealed, write_checked, write_text
+from slamkern.files import named_errors, read_checked, sealed, write_checked, write_text
 from slamkern.probe.stats import model_signature
 from slamkern.run_folder import RunFolder
 from slamkern.schemas.training import DELTA, read_held_out, read_steps
@@ -144,6 +144,13 @@ class RunLog:
         if self.path is not None:
             write_checked(self.path / "held_out.json", self.held_out)
 
+    def note_files(self, *, selection: bool) -> None:
+        """Say in the record which files the finished run has beside its delta."""
+        if self.path is not None:
+            steps = [int(folder.name.partition("-")[2]) for folder in list_checkpoints(self.path)]
+            record = self.path / "run.json"
+            write_checked(record, read_checked(record) | {"checkpoints": steps, "selection": selection})
+
     def write_samples(self, samples: Sequence[str]) -> None:
         """Show and keep a few training examples as the model sees them."""
         text = "\n\n".join(samples)
@@ -168,7 +175,7 @@ def claim_run(folder: RunFolder, settings: Mapping[str, Any], notes: Mapping[str
     if folder.began and not resume:
         raise SlamkernError(f"{folder.path} already holds a run; resume it (resume=True) or choose another folder")
     folder.claim(settings)
-    folder.notes = dict(notes)
+    folder.notes |= notes
     folder.save()
     return RunLog(folder.path if distributed.is_main() else None, folder.settings)
 

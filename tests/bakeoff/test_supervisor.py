@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from safetensors.torch import load_file, save_file
 from support.tiny_bakeoff import in_one_process, tiny_bakeoff
 
 from benchmarks import bakeoff as bakeoff_results
@@ -18,6 +19,7 @@ from slamkern.bakeoff import rows as measured
 from slamkern.bakeoff import supervisor, table
 from slamkern.bakeoff.config import changed
 from slamkern.errors import SlamkernError
+from slamkern.files import read_checked, write_checked
 
 CELLS = [
     {"name": "full", "train": "full", "learning_rate": 1e-4},
@@ -142,6 +144,27 @@ def test_a_final_comes_after_the_screen_that_it_was_not_planned_with(tmp_path, m
         go()
 
 
+def test_a_base_model_that_changed_is_refused_by_every_task(tmp_path, monkeypatch):
+    in_one_process(monkeypatch)
+    low, high = {"name": "low", "layers": "lowest:1"}, {"name": "high", "layers": "weight_snr:1"}
+    out, weights = tmp_path / "out", tmp_path / "model/model.safetensors"
+    assert supervisor.run(tiny_bakeoff(tmp_path, [low]), out, say=lambda _: None) == []
+    record = read_checked(out / "bakeoff.json")
+    assert len(record.pop("base_weights")) == 64
+    write_checked(out / "bakeoff.json", record)  # a folder of before goes on, and has its note from then on
+    (out / "cells/low/seed-0/screen.json").unlink()
+    assert supervisor.run(tiny_bakeoff(tmp_path, [low]), out, say=lambda _: None) == []
+    more = tiny_bakeoff(tmp_path, [low, high])
+    tensors = load_file(weights)
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(tensors, weights, metadata={"format": "pt"})
+    said: list[str] = []
+    assert supervisor.run(more, out, say=said.append) == ["weight_snr.json"]
+    assert not list(out.glob("cells/high/*")) and not (out / "weight_snr.json").exists()
+    log = (out / "logs/weight_snr.json.log").read_text()
+    assert f"was begun with other weights of {tmp_path / 'model'}" in log
+
+
 def test_layers_are_said_as_ranges():
     assert [table.ranges(layers) for layers in ([], [4], [0, 1, 2, 3, 17], [0, 2, 3])] == ["", "4", "0-3 17", "0 2-3"]
 
@@ -214,4 +237,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path):
     absent = bakeoff.run.model_copy(update={"data": bakeoff.run.data.model_copy(update={"path": "absent"})})
     with pytest.raises(SlamkernError, match="no data at absent"):
         supervisor.run(bakeoff.model_copy(update={"run": absent}), tmp_path / "out")
+    final = {"evaluate": {"english": "absent.txt"}}
+    with pytest.raises(SlamkernError, match=r"absent\.txt"):
+        supervisor.run(tiny_bakeoff(tmp_path, [{"name": "low"}], final=final), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -68,6 +68,7 @@ def _values(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[
         (_values(f"{LOW}/screen.json", lambda v: v.update(english_loss=-1.0)), "english_loss"),
         (_values(f"{LOW}/screen.json", lambda v: v["evaluation"].update(average=0.5)), "has other scores than"),
         (_values("weight_snr.json", lambda v: v.update(scores=["high"])), "holds no scores of layers"),
+        (_values("bakeoff.json", lambda v: v.update(base_weights="0" * 64)), "is of other weights than the base model"),
         (lambda folder: shutil.rmtree(folder / LOW / "screen"), "evaluation.json is gone"),
         (lambda folder: (folder / "bakeoff.json").unlink(), "bakeoff.json"),
     ],

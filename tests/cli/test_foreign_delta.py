@@ -44,7 +44,7 @@ def test_another_models_delta(
 def test_the_trained_model_is_not_the_base_of_its_own_delta(
     name: str, model: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All checks pass, for a delta bears hashes of frozen weights alone, and any scale would give the same model."""
+    """Any scale would give the same model: that is said, and not that its weights are others than the base model's."""
     trained = tmp_path / "trained"
     assert main(arguments("export", model, work, trained)) == 0
     fails(arguments(name, str(trained), work, tmp_path / "out"), capsys, "has the weights of", "already")

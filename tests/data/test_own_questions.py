@@ -51,5 +51,8 @@ def test_one_file_of_all_languages_and_a_folder_of_one_each_are_the_same_questio
 def test_what_is_wrong_is_named_with_its_place(tmp_path, records, words):
     with pytest.raises(SlamkernError, match=words):
         load_questions(write(tmp_path / "mine.jsonl", *records), ["fr"])
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(SlamkernError, match=r"list\.json holds no questions"):
+        load_questions(tmp_path / "list.json")
     with pytest.raises(SlamkernError, match="no questions at"):
         load_questions(tmp_path / "none")

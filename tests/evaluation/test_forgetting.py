@@ -17,8 +17,9 @@ def test_a_rise_beyond_the_margin_is_worse_and_so_is_nothing_else():
     before = Losses({"English text": ("english", 2.0), "translation from de": ("translation", 3.0)}, {"english": A})
     for rise, verdict in ((0.06, "worse"), (0.05, "not worse"), (-0.04, "not worse"), (-0.2, "better")):
         after = Losses({"English text": ("english", 2.0 + rise)}, {"english": A})
-        changes, unknown, differing = compare_losses(before, after, margins(0.0501))
-        assert changes["English text"].verdict == verdict and not unknown and not differing
+        changes, unknown, left_out = compare_losses(before, after, margins(0.0501))
+        assert changes["English text"].verdict == verdict and not unknown
+        assert left_out == ["translation from de"]
         assert changes["English text"].difference == pytest.approx(rise)
     assert list(changes) == ["English text"]
 
@@ -44,7 +45,21 @@ def test_losses_of_other_texts_are_left_out_and_of_unknown_ones_told():
     )
     assert differing == ["English text"] and unknown == ["held-out texts"]
     assert list(changes) == ["translation from de"]
-    assert compare_losses(None, Losses(values, {}), margins(0.1)) == ({}, [], [])
+
+
+def test_losses_that_one_side_alone_has_are_named():
+    english, reply = {"English text": ("english", 2.0)}, {"reply to sw": ("reply", 1.0)}
+    one, both = Losses(english, {"english": A}), Losses(english | reply, {"english": A})
+    for before, after, left_out in (
+        (None, both, ["English text", "reply to sw"]),
+        (both, None, ["English text", "reply to sw"]),
+        (one, both, ["reply to sw"]),
+        (both, one, ["reply to sw"]),
+        (None, None, []),
+    ):
+        changes, unknown, found = compare_losses(before, after, margins(0.1))
+        assert (unknown, found) == ([], left_out)
+        assert list(changes) == (["English text"] if before and after else [])
 
 
 def test_they_stand_beside_the_folder_as_runs_write_them(tmp_path):

@@ -8,6 +8,7 @@ import sacrebleu
 import torch
 import torch.nn.functional as F
 from support.tiny_causal_lm import tiny_model, tiny_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from slamkern.data.pairs import Pair
 from slamkern.data.prompts import Prompt
@@ -87,6 +88,20 @@ def test_english_retention_counts_every_token_that_has_a_context(model, tokenize
     assert english_retention(model, tokenizer, texts, batch_tokens=40) == pytest.approx(expected, rel=1e-5)
     cut = reference_loss(model, [(row[:3], row[:3]) for row in rows if len(row) > 1])
     assert english_retention(model, tokenizer, texts, max_length=3) == pytest.approx(cut, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_is_longer_than_the_models_context_is_not_measured(tokenizer, caplog, family):
+    model = tiny_model(max_position_embeddings=100)
+    if family == "gpt2":
+        sizes = dict(vocab_size=300, n_positions=100, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
+        model = GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+    long = Pair("Wie viele " * 20, "How many " * 20, "de")
+    measured = translation_quality(model, tokenizer, [*PAIRS, long], PROMPT, generate_limit=0)
+    assert measured == translation_quality(model, tokenizer, PAIRS, PROMPT, generate_limit=0)
+    assert "dropped 1 pairs in de that are longer than 100 tokens" in caplog.text
+    text = "There are five apples. " * 12
+    assert english_retention(model, tokenizer, [text]) == english_retention(model, tokenizer, [text], max_length=100)
 
 
 def test_the_model_keeps_its_mode_and_its_gradients(model, tokenizer):

@@ -74,6 +74,8 @@ def test_a_run_puts_everything_on_disk_in_order(tmp_path: Path, monkeypatch: pyt
 
     # Without any one of the calls the order is found wrong.
     renames = [place for place, (kind, _) in enumerate(ours) if kind == "from"]
+    # After the last file of a checkpoint its folder is synced twice, so that one of the calls could go.
+    renames = [place for place in renames if ours[place + 2] not in ours[place + 3 : place + 4]]
     for place in (renames[0], renames[len(renames) // 2], renames[-1]):
         source = ours[place][1]
         assert disorder([event for event in ours if event != ("sync", source)]) is not None

@@ -8,7 +8,8 @@ import torch
 from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 
 from slamkern.cli.main import main
-from slamkern.pipeline import two_models
+from slamkern.files import read_checked, write_checked
+from slamkern.pipeline import base_weights, two_models
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection
 from slamkern.training.checkpoint import save_delta
@@ -96,6 +97,7 @@ def test_a_killed_comparison_goes_on_with_what_is_left(folder, monkeypatch, caps
         return load_model(**arguments)
 
     monkeypatch.setattr(two_models, "load_model", counted)
+    monkeypatch.setattr(base_weights, "SETTLED", 0.0)  # the files were written just now
     out = folder / "out"
     measure = two_models.measure
 
@@ -115,6 +117,32 @@ def test_a_killed_comparison_goes_on_with_what_is_left(folder, monkeypatch, caps
     questions.write_text(questions.read_text().replace('"answer": 3', '"answer": 5'))
     assert gate(folder, out, folder / "tuned") == 2
     assert "holds another run: questions was" in capsys.readouterr().err
+
+
+def test_answers_of_other_weights_are_not_taken_up(folder, capsys):
+    def save(name, factor):
+        model = tiny_model()
+        apply_selection(model, [1])
+        with torch.no_grad():
+            model.model.layers[1].mlp.up_proj.weight.mul_(factor)
+        save_delta(model, folder / name, LayerSelection((1,))) if name == "delta" else model.save_pretrained(
+            folder / name
+        )
+
+    out, other = folder / "out", folder / "other"
+    assert gate(folder, out, "--delta", folder / "delta") in (1, 3)
+    assert gate(folder, other, folder / "tuned") in (1, 3)
+    save("delta", 3.0)
+    save("tuned", 3.0)
+    for where, tuned, name in ((out, ("--delta", folder / "delta"), "delta/delta.safetensors"),
+                               (other, (folder / "tuned",), "tuned")):  # fmt: skip
+        capsys.readouterr()
+        assert gate(folder, where, *tuned) == 2
+        assert f"{where} was begun with other weights of {folder / name}" in capsys.readouterr().err
+    record = read_checked(out / "compared.json")
+    del record["weights"]  # as folders were before
+    write_checked(out / "compared.json", record)
+    assert gate(folder, out, "--delta", folder / "delta") in (1, 3)
 
 
 def test_what_is_missing_is_said_before_a_model_is_loaded(folder, monkeypatch, capsys):

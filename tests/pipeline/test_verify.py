@@ -3,18 +3,22 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.changed_bytes import change_each_byte
+from support.tiny_causal_lm import tiny_model, tiny_tokenizer
 from support.tiny_run import tiny_run
 
 from slamkern.cli.main import main
 from slamkern.errors import SlamkernError
 from slamkern.files import load_tensors, read_checked, save_tensors, sealed, write_checked
 from slamkern.pipeline import run
+from slamkern.pipeline.agreement import check_pipeline
+from slamkern.pipeline.stages import alignment_pairs, probe_model
 from slamkern.pipeline.verify import verify
 
 EVALUATION, STATE = "evaluation/after/evaluation.json", "train/checkpoint-3/training-state.safetensors"
@@ -63,10 +67,15 @@ def test_a_changed_byte_is_found_in_every_file(copy: Path) -> None:
         ("run.json", "no file"), ("train/run.json", "no file"), ("train/metrics.jsonl", "no file"), (STATE, "STATE"),
         (EVALUATION, "no file"), ("evaluation/after/predictions.jsonl", "no file"),
         ("train/checkpoint-3/delta.safetensors", "does not exist"),
+        ("train/selection.json", "run.json: says that train/selection.json was written, but it is gone"),
+        ("train/checkpoint-2/selection.json", "checkpoint-2/selection.json"),
+        ("evaluation/before", "before.json has scores, but"), ("evaluation/after", "after.json has scores, but"),
+        ("train/checkpoint-2", "checkpoint-2/training-state.safetensors does not exist"),
+        ("train/checkpoint-3", "checkpoint-3/training-state.safetensors does not exist"),
     ],
 )  # fmt: skip
 def test_a_missing_file_is_named(copy: Path, name: str, words: str) -> None:
-    (copy / name).unlink()
+    shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
     problems = verify(copy)[1]
     assert any(words.replace("STATE", "training-state.safetensors does not exist") in text for text in problems)
 
@@ -105,6 +114,12 @@ def another_loss(lines: list[str]) -> list[str]:
     return [lines[0], json.dumps(sealed(row | {"loss": 1.0})) + "\n", lines[2]]
 
 
+def statistics_of_another_model(folder: Path) -> None:
+    config = check_pipeline(folder)
+    stats = probe_model(config, tiny_model(seed=1), tiny_tokenizer(), alignment_pairs(config)[0], progress=False)
+    replace(stats, model=config.model.name).save(folder / "stats.safetensors")
+
+
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
@@ -134,6 +149,7 @@ UP = "model.layers.0.mlp.up_proj.weight"
         (tensors_of(STATE, lambda _, m: m.update(step=2)), "training-state.safetensors: is of step 2"),
         (tensors_of(STATE, lambda _, m: m.update(fingerprint="0" * 16)), "belongs to another run"),
         (tensors_of("stats.safetensors", lambda t, _: t["active"].fill_(-1)), "not within 0 and its"),
+        (statistics_of_another_model, "selection.json: scores is not what stats.safetensors gives"),
     ],
 )
 def test_wrong_values_under_right_hashes_are_named(copy: Path, plant: Callable[[Path], None], words: str) -> None:

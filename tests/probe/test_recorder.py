@@ -184,6 +184,13 @@ def test_activations_that_are_not_finite_are_refused(llama, tiny_tokenizer, valu
         slamkern.collect_stats(llama, tiny_tokenizer, TEXTS, progress=False)
 
 
+def test_weights_behind_the_last_activations_that_are_not_finite_are_refused(llama, tiny_tokenizer):
+    with torch.no_grad():
+        llama.model.layers[3].mlp.down_proj.weight[0] = float("nan")
+    with pytest.raises(slamkern.SlamkernError, match=r"layers\.3\.mlp\.down_proj\.weight holds .* not finite"):
+        slamkern.collect_stats(llama, tiny_tokenizer, TEXTS, progress=False)
+
+
 def test_misuse_of_a_recorder_is_refused(llama, input_ids):
     with slamkern.record_stats(llama, ["en", "de"]) as recorder:
         with pytest.raises(slamkern.SlamkernError, match="language id 2 is out of range for 2 languages"):

@@ -1,5 +1,6 @@
 """A bake-off on a tiny model whose processes are calls: the same work in one process, in seconds."""
 
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,12 @@ def in_one_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def start(task: supervisor.Task, out: Path, threads: int) -> None:
         started.append(task.name)
         task.process = _Ended()  # type: ignore[assignment]
-        try:
-            work.main([str(out), *task.arguments])
-        except Exception as error:
-            (out / "logs").mkdir(exist_ok=True)
-            (out / "logs" / f"{task.name}.log").write_text(f"{error}\n")
+        (out / "logs").mkdir(exist_ok=True)
+        with (out / "logs" / f"{task.name}.log").open("a") as log, redirect_stderr(log):
+            try:
+                work.main([str(out), *task.arguments])
+            except Exception as error:
+                print(error, file=log)
 
     monkeypatch.setattr(supervisor, "_start", start)
     return started

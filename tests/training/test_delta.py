@@ -1,5 +1,7 @@
 """Arithmetic with deltas against the arithmetic itself, on weights of a tiny model."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +17,7 @@ from slamkern.training import delta
 from slamkern.training.batches import mean_loss
 from slamkern.training.checkpoint import load_delta, save_delta
 from slamkern.training.delta import blend_deltas, read_change, revert_layers, sweep_scale
+from slamkern.training.frozen import frozen_digests, trained_digests, trained_parts
 
 NAMES = {layer: [f"model.layers.{layer}.mlp.{which}_proj.weight" for which in ("down", "up")] for layer in range(3)}
 
@@ -24,10 +27,13 @@ def trained(folder, layers=(0, 2), seed=1, neurons=None, dtype=torch.float32):
     model = patch_model(tiny_model().to(dtype))
     selection = LayerSelection(layers=layers, neurons=neurons)
     generator = torch.Generator().manual_seed(seed)
+    tensors = apply_selection(model, selection)
+    parts = trained_parts(model)
+    base = frozen_digests(model, parts) | trained_digests(model, parts)
     with torch.no_grad():
-        for tensor in apply_selection(model, selection):
+        for tensor in tensors:
             tensor.parameter.add_(torch.randn(tensor.parameter.shape, generator=generator).to(dtype))
-    save_delta(model, folder, selection)
+    save_delta(model, folder, selection, frozen=base)
     return folder
 
 
@@ -92,6 +98,49 @@ def test_reverted_layers_are_those_of_the_base(tmp_path):
     selection = LayerSelection.load(tmp_path / "out/selection.json")
     assert (selection.layers, selection.k, selection.neurons) == ((2,), 1, {2: (1,)})
     assert delta._layer("model.layers.11.mlp.up_proj.weight") == 11  # not layer 1
+
+
+@pytest.mark.parametrize("neurons", [None, {0: (3, 5), 2: (1,)}])
+def test_a_base_with_other_values_of_trained_weights_is_refused(tmp_path, neurons):
+    folder, model = trained(tmp_path / "a", neurons=neurons), tiny_model()
+    blend_deltas(tiny_model(), [(folder, 0.5)], tmp_path / "half")
+    name = "model.layers.0.mlp.up_proj.weight"
+    with torch.no_grad():
+        model.get_parameter(name)[3, 7] += 1e-3
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    words = rf"trained on other weights .*first difference: {name}"
+    for delta_of in (folder, tmp_path / "half"):
+        with pytest.raises(SlamkernError, match=words):
+            blend_deltas(model, [(delta_of, 0.5)], tmp_path / "out")
+        revert_layers(delta_of, [0], tmp_path / "less")
+        with pytest.raises(SlamkernError, match=words):
+            load_delta(model, tmp_path / "less")
+        assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+        load_delta(tiny_model(), tmp_path / "less")
+        shutil.rmtree(tmp_path / "less")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_delta_that_knows_frozen_weights_alone_is_taken_as_it_is(tmp_path):
+    folder, model = trained(tmp_path / "a"), tiny_model()
+    tensors, metadata = load_tensors(folder / "delta.safetensors", "delta")
+    for name in tensors:
+        del metadata["frozen_weights"][name]
+    save_tensors(folder / "delta.safetensors", tensors, metadata)
+    with torch.no_grad():
+        model.get_parameter(NAMES[0][0]).add_(1e-3)
+    blend_deltas(model, [(folder, 0.5)], tmp_path / "out")
+
+
+@pytest.mark.parametrize("scale", [1e44, 1e308])
+def test_a_scale_beyond_the_numbers_of_the_weights_is_refused(tmp_path, scale):
+    folder, model = trained(tmp_path / "a"), tiny_model()
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for deltas in ([(folder, scale)], [(folder, scale), (trained(tmp_path / f"b{scale}", seed=2), 1.0)]):
+        with pytest.raises(SlamkernError, match=r"holds values that are not finite; nothing was saved; use scales"):
+            blend_deltas(model, deltas, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert all(torch.equal(tensor, base[name]) for name, tensor in model.state_dict().items())
 
 
 def test_sweep_is_the_loss_of_the_model_at_each_scale(tmp_path):

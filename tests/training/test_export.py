@@ -45,6 +45,15 @@ def test_an_existing_folder_is_refused_and_an_empty_one_is_used(tmp_path, llama,
     assert (export_model(llama, tiny_tokenizer, tmp_path / "empty") / "config.json").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, llama, tiny_tokenizer, value):
+    with torch.no_grad():
+        llama.model.layers[3].mlp.down_proj.weight[1, 2] = value
+    with pytest.raises(SlamkernError, match=r"layers\.3\.mlp\.down_proj\.weight holds .*not finite; nothing was exp"):
+        export_model(llama, tiny_tokenizer, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_meta_weights_are_refused(tmp_path, tiny_tokenizer):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(tiny_model().config)

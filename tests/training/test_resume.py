@@ -9,6 +9,7 @@ from support.tiny_models import tiny_model
 from support.tiny_training import CONFIG, PAIRS, SELECTION, lines, same_weights, selected
 
 from slamkern import patch_model
+from slamkern.digests import tensor_digests
 from slamkern.errors import SlamkernError
 from slamkern.files import load_tensors
 from slamkern.selection.layers import LayerSelection
@@ -79,6 +80,15 @@ def test_a_finished_run_is_loaded_not_repeated(fit, tmp_path):
     first, expected = fit(out=tmp_path, held_out=PAIRS[:3])
     again, result = fit(out=tmp_path, held_out=PAIRS[:3], resume=True)
     assert same_weights(first, again) and result == expected
+
+
+def test_a_delta_knows_what_trained_weights_were_also_where_the_run_went_on(fit, tmp_path):
+    base = tensor_digests(selected().state_dict())
+    model, _ = fit(replace(CONFIG, save_steps=2), out=tmp_path)
+    assert load_tensors(tmp_path / "delta.safetensors", "delta")[1]["frozen_weights"] == base
+    (tmp_path / "delta.safetensors").unlink()
+    fit(replace(CONFIG, save_steps=2), model=model, out=tmp_path, resume=True)  # the model has trained weights now
+    assert load_tensors(tmp_path / "delta.safetensors", "delta")[1]["frozen_weights"] == base
 
 
 def test_the_folder_of_another_run_is_refused(fit, tmp_path):
