@@ -17,7 +17,7 @@ import torch
 
 from slamkern.errors import SlamkernError
 from slamkern.modules.packing_check import packing_error
-from slamkern.modules.varlen_attention import keep_borders, packed_attention_forward
+from slamkern.modules.varlen_attention import OTHERWISE, keep_borders, packed_attention_forward
 
 # By name, for any trainer: a padding mask is looked at, at the cost of a stall of the GPU a forward.
 NAME = "slamkern_packed"
@@ -35,7 +35,7 @@ def _no_warning(*_: Any, **__: Any) -> None: ...
 def _no_mask(*_: Any, attention_mask: torch.Tensor | None = None, **__: Any) -> None:
     """Masks are not built: the borders say it all. One of all ones (OPT makes it itself) hides nothing."""
     if attention_mask is not None and not attention_mask.all():
-        raise SlamkernError("packed attention takes no padding mask: a packed batch has no padding to hide")
+        raise SlamkernError(f"packed attention takes no padding mask; {OTHERWISE}")
 
 
 def _before_forward(module: Any, args: Any, kwargs: dict[str, Any]) -> None:

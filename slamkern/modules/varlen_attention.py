@@ -17,6 +17,8 @@ import torch.nn.functional as F
 
 from slamkern.errors import SlamkernError
 
+OTHERWISE = 'for padded batches and generate() call model.set_attn_implementation("sdpa") first'
+
 
 def packed_attention_forward(
     module: torch.nn.Module,
@@ -46,7 +48,8 @@ def packed_attention_forward(
         raise SlamkernError(f"{type(module).__name__} asks for {extra}, which packed attention does not have")
     if query.shape[0] != 1 or key.shape[2] != query.shape[2]:
         raise SlamkernError(
-            f"packed attention takes one row and no cache, not queries {tuple(query.shape)} and keys {tuple(key.shape)}"
+            f"packed attention takes one row and no cache, not queries {tuple(query.shape)} and keys"
+            f" {tuple(key.shape)}; {OTHERWISE}"
         )
     if not getattr(module, "is_causal", True):
         raise SlamkernError(f"{type(module).__name__} is not causal; packed attention is")
