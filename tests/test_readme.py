@@ -80,6 +80,32 @@ def parse(arguments):
     command.make_context(command.name, list(arguments))
 
 
+def options_of_all_commands(command, name=""):
+    """Command -> its options."""
+    if not hasattr(command, "commands"):
+        return {name: {option for parameter in command.params for option in parameter.opts}}
+    found = {}
+    for word, inner in command.commands.items():
+        found |= options_of_all_commands(inner, f"{name} {word}".strip())
+    return found
+
+
+def test_the_readme_names_exactly_the_commands_that_have_an_option():
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    has = options_of_all_commands(typer.main.get_command(app))
+
+    def named(start, end):
+        return set(re.findall("`([a-z ]+)`", text.partition(start)[2].partition(end)[0]))
+
+    def having(option):
+        return {name for name, options in has.items() if option in options}
+
+    configured = named("`--set section.key=value`: ", "; `demo` has `--set`")
+    assert configured == having("--config") and configured | {"demo"} == having("--set")
+    assert named("what they will take: ", "(with `--dry-run-on") == having("--dry-run-on")
+    assert named("what they will take: ", "Pairs and tokens") == having("--dry-run")
+
+
 def test_the_commands_of_the_readme_parse(place):
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser

@@ -21,9 +21,9 @@ from slamkern.bakeoff.supervisor import check_bakeoff, tasks_of
 from slamkern.bakeoff.trainable import attention_weights
 from slamkern.data.pairs import Pair
 from slamkern.pipeline.launch import Launch, read_launch
-from slamkern.pipeline.plan import Plan, checkpoint_bytes, longest_examples
+from slamkern.pipeline.plan import Plan, checkpoint_bytes
 from slamkern.pipeline.sections import RunConfig
-from slamkern.pipeline.stages import probe_texts, reply_questions
+from slamkern.pipeline.stages import longest_examples, probe_texts, reply_questions
 from slamkern.selection.trainable import trained_sizes
 from slamkern.training.batches import StepPlan, tokenize
 from slamkern.training.footprint import gigabytes, gradient_bytes, state_bytes

@@ -176,6 +176,7 @@ def evaluate(
     if dry_run or dry_run_on:
         plan = plan_for(settings, dry_run_on)
         plan.evaluate(questions)
+        plan.weights(f"keys and values of up to {section.batch_size} answers")
         print_plan(plan.lines)
         return
     loaded, tokenizer = load(settings, delta)

@@ -59,6 +59,7 @@ def probe(
     if dry_run or dry_run_on:
         plan = plan_for(settings, dry_run_on)
         plan.probe(texts)
+        plan.weights(f"one layer's activations of up to {settings.probe.token_budget:,} tokens")
         print_plan(plan.lines)
         return
     with HeldFolder(out):

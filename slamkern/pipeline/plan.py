@@ -12,12 +12,13 @@ from slamkern.data.pairs import Pair
 from slamkern.data.prompts import encode_prompts, get_prompt
 from slamkern.data.tasks import Question
 from slamkern.data.tokenization import tokenize_pairs
+from slamkern.evaluation.translation import asked_pairs
 from slamkern.pipeline.blueprint import blueprint
 from slamkern.pipeline.checks import check_run
 from slamkern.pipeline.launch import Launch, read_launch
 from slamkern.pipeline.loading import load_tokenizer, resolve_device
 from slamkern.pipeline.sections import RunConfig
-from slamkern.pipeline.stages import alignment_pairs, probe_texts, reply_questions, training_examples
+from slamkern.pipeline.stages import alignment_pairs, longest_examples, probe_texts, reply_questions
 from slamkern.selection.layers import LayerSelection, choose_before_probe
 from slamkern.selection.trainable import trained_sizes
 from slamkern.training.batches import StepPlan, tokenize
@@ -29,15 +30,11 @@ from slamkern.training.shape_memory import shape_footprint
 from slamkern.training.step_cost import Dimensions
 
 TERAFLOPS, UTILIZATION = 989.0, 0.4  # dense bfloat16 of an H100 SXM (its data sheet), and what training often reaches
+BYTES_A_TOKEN = 4  # of text, about
 STATE_BYTES = 12  # a float32 master and two moments
 # Bytes a second that a GPU sends: NVLink 4 of an H100 (its data sheet, one direction); one 400 Gbit/s adapter a GPU.
 NVLINK, NETWORK = 450e9, 50e9
 WAYS = {"replicated": "all weights in each", "sharded": "sharded with FSDP2"}
-
-
-def longest_examples(config: RunConfig, aligned: Sequence[Pair], questions: Sequence[str]) -> Sequence[Pair]:
-    """What would be trained on, with replies to ``questions`` that are as long as they may be."""
-    return training_examples(config, aligned, dict.fromkeys(questions, " a" * config.align.max_new_tokens))
 
 
 def checkpoint_bytes(trained: int, itemsize: int) -> int:
@@ -137,16 +134,38 @@ class Plan:
         self.lines.append(("  disk", f"{delta} of trained weights, up to {kept} of checkpoints"))
 
     def evaluate(self, questions: Sequence[Question], times: int = 1) -> None:
-        """Every answer as long as it may be."""
-        section = self.config.evaluate
-        prompt = get_prompt(section.prompt, self.tokenizer)
+        """Every answer as long as it may be, and kept with its question."""
+        prompt = get_prompt(self.config.evaluate.prompt, self.tokenizer)
         texts = [prompt.question(question.question, question.language) for question in questions]
-        read = sum(map(len, encode_prompts(texts, self.tokenizer)))
-        written = len(questions) * section.max_new_tokens
-        what = f"{len(questions):,} questions, {read:,} tokens read, at most {written:,} written"
-        name = "evaluate" if times == 1 else f"evaluate, {times} times"
+        written = self._answers("evaluate", "questions", texts, times)
+        asked = sum(len(question.question.encode()) for question in questions)
+        disk = gigabytes(times * (asked + BYTES_A_TOKEN * written))
+        self.lines.append(("  disk", f"{disk} of answers, at {BYTES_A_TOKEN} bytes a token"))
+
+    def translations(self, held_out: Sequence[Pair], times: int) -> None:
+        """Those for chrF, every one as long as it may be."""
+        limit, longest = self.config.evaluate.chrf_limit, self.config.train.max_length
+        prompt = get_prompt(self.config.train.prompt, self.tokenizer)
+        if asked := asked_pairs(held_out, self.tokenizer, prompt, limit, max_length=longest):
+            self._answers("chrF", "translations", [prompt.translation(pair)[0] for pair in asked], times)
+
+    def weights(self, what: str) -> None:
+        """Memory of work that trains nothing; ``what`` comes on top."""
+        each = f" in each of {self.launch.processes} processes" if self.launch.processes > 1 else ""
+        held = gigabytes(self.parameters * self.dtype.itemsize)
+        self.lines.append(("  memory", f"{held} of weights{each}, and {what}"))
+
+    def _answers(self, name: str, what: str, prompts: list[str], times: int) -> int:
+        """A line of prompts read and answers written; returns how many tokens all of those have at most."""
+        read = sum(map(len, encode_prompts(prompts, self.tokenizer)))
+        written = len(prompts) * self.config.evaluate.max_new_tokens
         # Decoding waits for memory, not for FLOPs, so these say nothing about its time.
-        self.lines.append((name, f"{what}; {2 * times * (read + written) * self.parameters:.3g} FLOPs"))
+        flops = f"{2 * times * (read + written) * self.parameters:.3g} FLOPs"
+        name = name if times == 1 else f"{name}, {times} times"
+        self.lines.append(
+            (name, f"{len(prompts):,} {what}, {read:,} tokens read, at most {written:,} written; {flops}")
+        )
+        return written
 
     def losses(self, name: str, texts: Sequence[Pair], prompt: str, times: int = 1) -> None:
         """One forward of every held-out pair, so many times."""
@@ -222,6 +241,9 @@ def plan_run(config: RunConfig, launch: Launch | None = None) -> list[tuple[str,
     plan = Plan(config, launch, ways=("replicated",))
     plan.probe(probe_texts(config, aligned))
     plan.train(plan.examples(aligned, held_out), None)
+    if held_out:
+        plan.losses("held-out losses", held_out, config.train.prompt, times=2)
+        plan.translations(held_out, times=2)
     if config.evaluate.task is not None:
         plan.evaluate(config.evaluate.load(), times=2)
     return plan.lines

@@ -63,6 +63,11 @@ def training_examples(config: RunConfig, aligned: Sequence[Pair], replies: Mappi
     )  # fmt: skip
 
 
+def longest_examples(config: RunConfig, aligned: Sequence[Pair], questions: Sequence[str]) -> Sequence[Pair]:
+    """What would be trained on, with replies to ``questions`` that are as long as they may be."""
+    return training_examples(config, aligned, dict.fromkeys(questions, " a" * config.align.max_new_tokens))
+
+
 def held_out_examples(config: RunConfig, held_out: Sequence[Pair], replies: Mapping[str, str]) -> Sequence[Pair]:
     """The held-out pairs with the targets that are trained on, those without a reply left out where it takes one."""
     if config.align.target == ("translation",):

@@ -112,7 +112,7 @@ def plan_two(
         if held_out:
             plan.losses("  losses", held_out, side.train.prompt)
         plan.evaluate(questions)
-        plan.lines[-1] = ("  answers", plan.lines[-1][1])
+        plan.lines[-2] = ("  answers", plan.lines[-2][1])
         lines += plan.lines
     return [*lines, ("memory", f"{gigabytes(weights)} of weights, one model at a time, and what answers need")]
 

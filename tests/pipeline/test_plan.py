@@ -1,6 +1,7 @@
 """A dry run says what the run then does, without weights and without writing anything."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def test_the_plan_is_what_the_run_does(model_folder: Path, weightless: Path, tmp
     rows = [json.loads(line) for line in (tmp_path / "run/train/metrics.jsonl").read_text().splitlines()]
     assert batch == max(row["tokens"] for row in rows) > 800  # one micro-batch a step, of up to 1024
     assert "2 questions" in planned["evaluate, 2 times"] and "at most 8 written" in planned["evaluate, 2 times"]
+    assert planned["held-out losses"].startswith("4 pairs, ") and "in 2 passes" in planned["held-out losses"]
     assert json.loads((tmp_path / "run/metrics.json").read_text())["made"]["versions"]["torch"]
 
 
@@ -96,7 +98,11 @@ def test_a_dry_run_checks_and_writes_nothing(
     small = ["-s", "evaluate.task=null", "-s", "evaluate.chrf_limit=0", "-s", "select.k=1"]
     assert main(["run", *common, *data, *small]) == 0
     assert "nothing was written" in capsys.readouterr().out
+    some = ["-s", "evaluate.chrf_limit=1", "-s", "evaluate.max_new_tokens=8"]
+    assert main(["run", *common, *data, *small, *some]) == 0
+    assert re.search(r"chrF, 2 times: +2 translations, \d+ tokens read, at most 16 written", capsys.readouterr().out)
     assert main(["probe", *common, *data]) == 0
+    assert "GB of weights, and one layer's activations" in capsys.readouterr().out
     job = ["--dry-run-on", str(accelerate_file(tmp_path / "job.yaml"))]
     LayerSelection((0,)).save(tmp_path / "selection.json")
     selection = ["--selection", str(tmp_path)]
@@ -112,6 +118,8 @@ def test_a_dry_run_checks_and_writes_nothing(
     assert "in each of 16 processes, all weights in each" in said.out and "FSDP2" not in said.out
     short = ["-s", "evaluate.max_new_tokens=8"]
     assert main(["evaluate", *common, "--task", "corpus", "-l", "de", "--limit", "2", *short]) == 0
+    said = capsys.readouterr()
+    assert "GB of weights, and keys and values" in said.out and "GB of answers, at 4 bytes a token" in said.out
     assert main(["run", *common, *data, "-s", "select.k=99"]) == 2
     with pytest.raises(SlamkernError, match="k is 99"):
         plan_run(configuration(weightless, select={"k": 99}))
@@ -147,6 +155,7 @@ def test_what_reads_weights_for_long_says_first_what_it_takes(
     assert f"export:              {gigabytes(4 * parameters)} of memory and as much disk" in exported
     asked = ["--questions", "corpus", "-l", "de,zh", "--limit", "1", "-s", "evaluate.max_new_tokens=4"]
     compared = said("compare", str(weightless), str(model_folder), *asked, *data)
+    assert compared.count("GB of answers, at 4 bytes a token") == 2
     assert compared.count(f"4 pairs, {tokens:,} tokens; ") == compared.count("2 questions, ") == 2
     assert f"{gigabytes(4 * parameters)} of weights, one model at a time" in compared
     assert main(["delta", "sweep", str(tmp_path), *named, *data]) == 2
