@@ -8,8 +8,9 @@ float32 and need no libdevice call that the interpreter lacks: ``0.5 * (1 + tanh
 two instructions of the special function unit and no division with its range checks (14.8 instead of 21.8 machine
 instructions an element of ``silu(gate) * up`` on sm_90). Rounding ``x / ln 2`` costs a relative error of
 ``|x| * 2^-24`` of small results, far below one rounding of 16-bit outputs. ``EXACT``, for float32 inputs, is within 2
-units in the last place: argument reduced in two steps, a polynomial, and the rounding of ``1 + exp(-x)`` given back
-after the division. Results below 1e-36 in size may come out as zero, as torch's do: ``exp(-x)`` overflows there.
+units in the last place: argument reduced in two steps, a polynomial, a division that is rounded to nearest (``/`` is
+not on a GPU), and the rounding of ``1 + exp(-x)`` given back after it.
+Results below 1e-36 in size may come out as zero, as torch's do: ``exp(-x)`` overflows there.
 
 ``ACTIVATION`` is a constexpr: one of ``silu gelu gelu_tanh relu relu2``; each choice compiles to its own kernel.
 """
@@ -62,7 +63,7 @@ def _times_sigmoid(x, z, EXACT: tl.constexpr):
     r = tl.rsqrt(denominator)
     if EXACT:
         lost = tl.where(e > 1.0, 1.0 - (denominator - e), e - (denominator - 1.0))
-        y = x / denominator
+        y = tl.div_rn(x, denominator)
         # Only where something was lost: infinity times zero must not come out of a correction.
         y = tl.where(tl.abs(lost) > 0.0, y - y * (lost * r * r), y)
     else:

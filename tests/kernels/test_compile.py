@@ -79,9 +79,13 @@ def test_what_is_budgeted_under_every_version_of_triton(version):
     budgets = GATE.read_budgets(version)
     assert budgets["sm_90"]["swiglu_stats bf16 silu gate"]["instructions"] <= 24
     assert budgets["sm_90"]["swiglu bf16 silu"]["instructions"] <= 15
-    # Triton 3.6 and 3.8 leave ptxas 8 bytes to spill on sm_80 in one kernel of one dtype; there is nothing else.
+    # Triton 3.6 and 3.8 leave ptxas 8 bytes to spill on sm_80 in one kernel of one dtype; 3.8 up to 16 around the
+    # division that is rounded, in float32. There is nothing else.
     spilling = {(target, name) for target, cases in budgets.items() for name, need in cases.items() if "spills" in need}
-    assert spilling <= {("sm_80", "swiglu_backward fp16 gelu_tanh plain")}
+    allowed = {("sm_80", "swiglu_backward fp16 gelu_tanh plain")}
+    if version == "3.8":
+        allowed |= {(target, "swiglu_stats fp32 silu gate") for target in ("sm_90", "sm_100")}
+    assert spilling <= allowed
 
 
 def test_a_version_without_budgets_of_its_own_has_those_of_the_newest_before_it():

@@ -61,6 +61,14 @@ def _elementwise() -> dict[str, Case]:
         "swiglu_backward bf16 silu": Case(
             backward, _pointers("bf16", *grads), {"ACTIVATION": "silu"}, four[2], ("hidden_ptr",), wide
         ),
+        "swiglu_backward fp32 silu": Case(
+            backward,
+            _pointers("fp32", *grads),
+            {"ACTIVATION": "silu"},
+            four[4],
+            ("hidden_ptr",),
+            (*wide, "rounded_division"),
+        ),
         "swiglu_backward bf16 silu lowest": Case(
             backward, _pointers("bf16", *grads), {"ACTIVATION": "silu"}, four[2], ("grad_gate_ptr",), wide
         ),
