@@ -1,7 +1,7 @@
 """ctypes binding of the compiled ops of csrc: the same functions with the same signatures as reference.py.
 
 ``slamkern/_native.so`` runs on CPU tensors, with torch's own number of threads; ``slamkern/_native_cuda.so`` on CUDA
-tensors, on torch's current stream, where Triton is not (Windows) or nothing may be compiled at run time. Both are built
+tensors, on torch's current stream, where Triton is not or nothing may be compiled at run time. Both are built
 with the package where a compiler is found, neither knows torch.
 float32, bfloat16 and float16; matrices are (tokens, neurons) with contiguous neurons and any distance between rows.
 csrc has the ops of an FFN alone; norms, FP8 and an FFN of ReLU squared are those of plain torch here.
