@@ -63,6 +63,7 @@ def probe(
         print_plan(plan.lines)
         return
     with HeldFolder(out):
+        distributed.on_main(lambda: refuse_existing(out / "stats.safetensors"))  # another process may have ended
         loaded, tokenizer = load(settings)
         stats = probe_model(settings, loaded, tokenizer, pairs, progress=True)
         distributed.on_main(lambda: stats.save(out / "stats.safetensors"))

@@ -21,6 +21,7 @@ from slamkern.cli.options import (
     print_plan,
     say,
 )
+from slamkern.errors import SlamkernError
 from slamkern.run_folder import HeldFolder
 
 
@@ -35,7 +36,8 @@ def score(
     result = scoring.score(predictions / "predictions.jsonl" if predictions.is_dir() else predictions)
     say(scoring.format_table(result))
     if out is not None:
-        write_json(out / "scores.json", result.to_dict())
+        with HeldFolder(out):
+            write_json(out / "scores.json", result.to_dict())
         say(f"{out / 'scores.json'}")
 
 
@@ -65,7 +67,10 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a run (or of a
     from slamkern.pipeline.stages import compare_run
     from slamkern.report.html import write_report
 
-    say(str(write_report(folder, compare_run(folder))))
+    if not folder.is_dir():
+        raise SlamkernError(f"no folder {folder}")
+    with HeldFolder(folder):
+        say(str(write_report(folder, compare_run(folder))))
 
 
 def export(

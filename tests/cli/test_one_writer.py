@@ -1,6 +1,7 @@
 """Two processes on one target: one does its work, the other says who is there in one line, whatever the command."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -57,3 +58,31 @@ def test_a_comparison_into_a_folder_in_use(
     assert main(arguments("evaluate", model, work, tmp_path / "answers")) == 0
     with HeldFolder(tmp_path / "out"):
         fails(["compare", answers, answers, "--out", str(tmp_path / "out")], capsys, "out is in use by process")
+
+
+def test_scores_and_a_report_into_a_folder_in_use(
+    model: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(work / "selection/selection.json", tmp_path / "run")
+    assert main(arguments("evaluate", model, work, tmp_path / "answers")) == 0
+    with HeldFolder(tmp_path / "run"):
+        fails(["score", str(tmp_path / "answers"), "--out", str(tmp_path / "run")], capsys, "run is in use by process")
+        fails(["report", str(tmp_path / "run")], capsys, "run is in use by process")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["selection.json"]
+    fails(["report", str(tmp_path / "no/such")], capsys, "no/such")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_probe_does_not_replace_one_that_ended_meanwhile(
+    model: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one holds the folder when this one begins, and has written when this one takes it."""
+    out, enter = tmp_path / "out", HeldFolder.__enter__
+
+    def ended(folder: HeldFolder) -> HeldFolder:
+        shutil.copytree(work / "probe", out)
+        return enter(folder)
+
+    monkeypatch.setattr(HeldFolder, "__enter__", ended)
+    fails(arguments("probe", model, work, out), capsys, "stats.safetensors exists")
