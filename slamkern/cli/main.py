@@ -9,11 +9,13 @@ Of the processes that ``accelerate launch`` or ``torchrun`` start, the main one 
 
 import io
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -40,14 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if command not in JOINT:
                 raise SlamkernError(f"several processes do {', '.join(JOINT)}; start {command or 'this'} in one alone")
             distributed.join()
-        with redirect_stdout(sys.stdout if distributed.is_main() else io.StringIO()):
+        with _ended_by_signals(), redirect_stdout(sys.stdout if distributed.is_main() else io.StringIO()):
             status = app(arguments, prog_name="slamkern", standalone_mode=False)
         distributed.leave()
     except (SlamkernError, OSError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         status = 130
-    except SystemExit as error:  # training saves before it answers SIGTERM (143) and SIGHUP (129)
+    except SystemExit as error:  # SIGTERM (143) and SIGHUP (129), before which training saves
         status = error.code
     except Exception as error:  # typer's own, whose module differs between its versions
         if type(error).__name__ == "Abort":
@@ -61,6 +63,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block with SystemExit, so that locks and half-written folders are removed.
+
+    In the main thread, to which signals belong. A caller's own handler stays, and so does a signal that is ignored
+    (SIGHUP under nohup).
+    """
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    try:
+        for number in taken:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _fail(message: str, status: int = 2) -> int:
     if distributed.first_to_fail():
         where = f"process {os.environ.get('RANK')}: " if distributed.launched() > 1 else ""
@@ -71,8 +97,10 @@ def _fail(message: str, status: int = 2) -> int:
 def _unexpected(error: Exception, arguments: Sequence[str]) -> int:
     if any(flag in arguments[:2] for flag in ("-v", "--verbose")):
         traceback.print_exception(error)
-    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    advice = "; lower train.tokens_per_batch, probe.token_budget or evaluate.batch_size" if memory else ""
+    from slamkern.training.accumulate import out_of_memory
+
+    lower = "; lower train.tokens_per_batch, probe.token_budget, probe.groups or evaluate.batch_size"
+    advice = lower if out_of_memory(error) else ""
     text = str(error).strip().partition("\n")[0]
     return _fail(f"{type(error).__name__}: {text[:300]}{advice} (details in {_write_details(error, arguments)})", 1)
 

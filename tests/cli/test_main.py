@@ -126,3 +126,17 @@ def test_a_bug_is_one_line_and_its_traceback_is_kept(
     details.unlink()
     assert main(["-v", *command, str(tmp_path)]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] . can't allocate memory")])
+def test_where_memory_is_not_enough_it_is_said_what_to_lower(
+    error: Exception, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("slamkern.pipeline.stages.choose_layers", broken)
+    assert main(["select", str(work / "probe"), "--out", str(tmp_path)]) == 1
+    assert "; lower train.tokens_per_batch, probe.token_budget, probe.groups or evaluate.batch_size" in (
+        capsys.readouterr().err
+    )

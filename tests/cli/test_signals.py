@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.commands import finish, start
+from support.commands import arguments, finish, start
 from support.tiny_causal_lm import save_folder
 
+from slamkern.cli.main import main
 from slamkern.pipeline.verify import verify
 from slamkern.selection.layers import LayerSelection
 from slamkern.training import loop
@@ -47,6 +48,37 @@ def test_a_signal_saves_the_training_and_is_the_status(
     (checkpoint,) = list_checkpoints(out)
     assert checkpoint.name == f"checkpoint-{(out / 'metrics.jsonl').read_text().count(chr(10))}"
     assert verify(out)[1] == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("name", ["evaluate", "probe", "export"])
+def test_a_signal_to_any_command_is_said_and_leaves_nothing_half_done(
+    name: str, number: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: object, **__: object) -> None:
+        (tmp_path / "began").touch()
+        time.sleep(120)
+
+    monkeypatch.setattr("slamkern.evaluation.accuracy.generate", slow)
+    monkeypatch.setattr("slamkern.pipeline.stages.probe_model", slow)
+    monkeypatch.setattr("slamkern.files._sync", slow)  # the export is in its temporary folder
+    out, errors = tmp_path / "new/out", tmp_path / "errors"
+    command = arguments(name, str(save_folder(tmp_path / "model")), tmp_path, out)
+    if name == "export":
+        del command[1:3]  # its delta
+    child = start(command, errors)
+    wait_for((tmp_path / "began").exists)
+    os.kill(child, number)
+    assert finish(child) == status, errors.read_text()
+    assert errors.read_text().splitlines()[-1].startswith("interrupted")
+    assert not list(tmp_path.glob("new/**/.*"))
+
+
+def test_handlers_are_those_of_before(tmp_path: Path) -> None:
+    """A program that calls the command line has its own, and under nohup SIGHUP is ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    main(["--version"])
+    assert {number: signal.getsignal(number) for number in before} == before
 
 
 def test_a_bug_ends_in_one_line_and_status_1(train: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
