@@ -65,8 +65,9 @@ def part_rows(tokens: int, neurons: int, processors: int) -> int:
     """Rows of one program of the statistics kernel: parts enough for one wave of programs over all strips.
 
     Six programs of two warps and up to 168 registers a thread are resident on a multiprocessor of every target (five
-    of float32 with SiLU, whose division takes up to 192), with 48 KiB of loads in flight. At least 64 rows, so that what a part stores and merges (24 bytes a neuron) is a few
-    percent of what its rows move, and at most 512, which bounds how much the sums of a part can round.
+    of float32 with SiLU, whose division takes up to 192), with 48 KiB of loads in flight. At least 64 rows, so that
+    what a part stores and merges (24 bytes a neuron) is a few percent of what its rows move, and at most 512, which
+    bounds how much the sums of a part can round.
     """
     strips = ceil_div(max(1, neurons), 512)
     wanted = max(1, 6 * processors // strips)
