@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from slamkern.cli.options import Config, Model, Set, configure, load, say
+from slamkern.cli.options import Config, Model, Set, configure, say
 
 
 def unfrozen(
@@ -15,10 +15,10 @@ def unfrozen(
     overrides: Set = None,
 ) -> None:
     """Print a selection as unfrozen_parameters, the YAML that axolotl and Spectrum use."""
+    from slamkern.pipeline.blueprint import blueprint
     from slamkern.selection.exchange import unfrozen_parameters
     from slamkern.selection.layers import LayerSelection
 
     settings = configure(config, overrides, model={"name": model})
     chosen = LayerSelection.load(selection / "selection.json" if selection.is_dir() else selection)
-    loaded, _ = load(settings)
-    say(unfrozen_parameters(loaded, chosen, settings.select.projections), nl=False)
+    say(unfrozen_parameters(blueprint(settings.model), chosen, settings.select.projections), nl=False)

@@ -14,24 +14,25 @@ from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
 from slamkern.selection.layers import LayerSelection
-from slamkern.selection.trainable import apply_selection
+from slamkern.selection.trainable import choose, is_half
 
 
 def unfrozen_parameters(
     model: nn.Module, selection: LayerSelection, projections: Sequence[str] = ("up", "down")
 ) -> str:
-    """The YAML with which axolotl trains exactly what a selection trains; the freeze flags of ``model`` are kept.
+    """The YAML with which axolotl trains exactly what a selection trains; needs no weights and changes none.
 
-    SlamkernError for single neurons: there an expression names a whole weight.
+    SlamkernError where that is not whole weights: single neurons, or ``up`` without ``gate`` where they share one.
     """
     if selection.neurons is not None:
         raise SlamkernError("unfrozen_parameters name whole weights, and this selection is of single neurons")
-    flags = [parameter.requires_grad for parameter in model.parameters()]
-    try:
-        names = [trainable.name for trainable in apply_selection(model, selection, projections)]
-    finally:
-        for parameter, flag in zip(model.parameters(), flags, strict=True):
-            parameter.requires_grad_(flag)
+    chosen, ffns = choose(model, selection, projections)
+    halves = (t.name for t in chosen if t.projection == "up" and is_half(ffns[t.layer], projections))
+    if half := next(halves, None):
+        raise SlamkernError(
+            f"unfrozen_parameters name whole weights, and up is half of {half}; choose projections gate, up, down"
+        )
+    names = [trainable.name for trainable in chosen]
     return yaml.safe_dump({"unfrozen_parameters": [f"^{re.escape(name)}$" for name in names]}, width=1000)
 
 

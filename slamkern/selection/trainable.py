@@ -47,10 +47,10 @@ def apply_selection(
     have, a selection made for another model, or a projection that cannot be trained by itself.
     """
     refuse_string(projections, "projections")
-    chosen, ffns = _chosen(model, selection, projections)
+    chosen, ffns = choose(model, selection, projections)
     layers = list(dict.fromkeys(trainable.layer for trainable in chosen))
     neurons = selection.neurons if isinstance(selection, LayerSelection) else None
-    halves = {layer for layer in layers if _is_half(ffns[layer], projections)}
+    halves = {layer for layer in layers if is_half(ffns[layer], projections)}
     blocks = _blocks(model, layers if neurons is not None else sorted(halves), neurons is not None)
     before = [module for module in model.modules() if isinstance(module, Fused) and module.slamkern_ffn.trained]
     for module in (*before, *blocks.values()):
@@ -80,21 +80,24 @@ def trained_sizes(
 
     Nothing is changed, and the model may be unpatched and on the meta device. SlamkernError as there.
     """
-    chosen, ffns = _chosen(model, selection, projections)
+    chosen, ffns = choose(model, selection, projections)
     neurons = selection.neurons if isinstance(selection, LayerSelection) else None
     sizes = []
     for trainable in chosen:
         ffn, size = ffns[trainable.layer], trainable.parameter.numel()
-        if trainable.projection == "up" and _is_half(ffn, projections):
+        if trainable.projection == "up" and is_half(ffn, projections):
             size //= 2
         sizes.append(size if neurons is None else size // ffn.neurons * len(neurons[trainable.layer]))
     return sizes
 
 
-def _chosen(
-    model: nn.Module, selection: LayerSelection | Sequence[int], projections: Sequence[str]
+def choose(
+    model: nn.Module, selection: LayerSelection | Sequence[int], projections: Sequence[str] = ("up", "down")
 ) -> tuple[list[Trainable], dict[int, FFN]]:
-    """(the whole weights that a selection is about, the FFN of each layer), after checking that they can be trained."""
+    """(the whole weights that what a selection trains is in, the FFN of each layer), after checking that it can be.
+
+    Changes nothing; raises as :func:`apply_selection` does.
+    """
     matches = by_layer(find_ffns(model))
     if not matches:
         raise SlamkernError(f"{type(model).__name__} has no FFN that slamkern knows; explain(model) says why")
@@ -131,7 +134,8 @@ def _check_neurons(
             raise SlamkernError(f"the selected neurons of layer {layer} must be distinct and from 0 to {width - 1}")
 
 
-def _is_half(ffn: FFN, projections: Sequence[str]) -> bool:
+def is_half(ffn: FFN, projections: Sequence[str]) -> bool:
+    """Whether ``up`` is trained and is half of a weight that holds the frozen gate, too."""
     return ffn.kind == "gate_up" and "up" in projections and "gate" not in projections
 
 

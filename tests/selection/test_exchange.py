@@ -8,6 +8,7 @@ import yaml
 from support.tiny_models import tiny_model
 
 from slamkern.errors import SlamkernError
+from slamkern.modules.patch import patch_model
 from slamkern.selection.exchange import read_lape_mask, unfrozen_parameters
 from slamkern.selection.layers import LayerSelection
 from slamkern.selection.trainable import apply_selection, trained_parameters
@@ -24,6 +25,23 @@ def test_axolotl_unfreezes_exactly_what_a_selection_trains(family):
     assert unfrozen == set(trained_parameters(model)) and len(unfrozen) == 4
     with pytest.raises(SlamkernError, match="single neurons"):
         unfrozen_parameters(model, LayerSelection((0,), neurons={0: (1,)}))
+
+
+def test_half_of_a_weight_has_no_name():
+    selection = LayerSelection((1,))
+    for model in (tiny_model("phi3"), patch_model(tiny_model("phi3"))):
+        with pytest.raises(SlamkernError, match=r"half of model\.layers\.1\.mlp\.gate_up_proj.*projections gate, up"):
+            unfrozen_parameters(model, selection)
+        whole = unfrozen_parameters(model, selection, ("gate", "up", "down"))
+        assert whole.count("gate_up_proj") == 1 and whole.count("down_proj") == 1
+
+
+def test_what_is_trained_meanwhile_stays(llama):
+    patch_model(llama)
+    apply_selection(llama, LayerSelection((1,), neurons={1: (2, 3)}))
+    before = trained_parameters(llama)
+    assert unfrozen_parameters(llama, LayerSelection((1,))).count("proj") == 2
+    assert trained_parameters(llama) == before and len(before) == 2
 
 
 def test_a_lape_mask_becomes_a_selection_of_neurons(tmp_path):
