@@ -1,9 +1,10 @@
 """What goes into a training run and what comes out: the recipe, checked when it is written down, and the result."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -80,6 +81,8 @@ class TrainConfig:
     report_to: Literal["none", "tensorboard"] = "none"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_kind(field.name, get_args(field.type) or (field.type,), getattr(self, field.name))
         for name in (*_COUNTS, *_POSITIVE):
             if not getattr(self, name) > 0:
                 raise SlamkernError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -118,6 +121,19 @@ class TrainConfig:
         for name, value in usual.items() if getattr(self, option) else ():
             if getattr(self, name) != value:
                 raise SlamkernError(f"{option} and {name} {getattr(self, name)} do not go together; choose one")
+
+
+def _check_kind(name: str, kinds: Sequence[object], value: object) -> None:
+    """SlamkernError for a value that is no number of its field's kind: True is none, and 1.5 no number of steps."""
+    wanted = None
+    if int in kinds and type(value) is not int:
+        wanted = "a whole number"
+    elif float in kinds and not (type(value) is not bool and isinstance(value, int | float) and abs(value) < math.inf):
+        wanted = "a finite number"
+    elif bool in kinds and type(value) is not bool:
+        wanted = "True or False"
+    if wanted and not (value is None and type(None) in kinds):
+        raise SlamkernError(f"{name} is {value!r}; it must be {wanted}")
 
 
 @dataclass(frozen=True)

@@ -165,8 +165,13 @@ def test_recipe_refuses_values_that_cannot_work(field):
         ({"tokens_per_batch": 2**31}, r"tokens_per_batch is 2147483648; it must be below 2\^31"),
         ({"seed": 2**63}, r"seed is 9223372036854775808; it must be at least 0 and below 2\^63"),
         ({"seed": -1}, "seed is -1"),
+        *(({name: value}, f"{name} is {value!r}; it must be a finite number") for value in (float("inf"), True, "1")
+          for name in ("learning_rate", "max_grad_norm", "weight_decay", "adam_epsilon", "save_minutes")),
+        *(({name: value}, f"{name} is {value!r}; it must be a whole number") for value in (True, 1.5, "1")
+          for name in ("max_steps", "num_train_epochs", "seed", "warmup_steps")),
+        ({"packing": 1}, "packing is 1; it must be True or False"),
     ],
-)
+)  # fmt: skip
 def test_recipe_refuses_choices_that_do_not_exist(changes, words):
     with pytest.raises(SlamkernError, match=words):
         replace(CONFIG, **changes)
