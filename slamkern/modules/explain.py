@@ -72,7 +72,7 @@ def _explanation(match: Match[FFN]) -> Explanation:
         kind=ffn.kind if ffn else None,
         activation=ffn.activation if ffn else None,
         neurons=ffn.neurons if ffn else None,
-        fused=isinstance(match.module, Fused) and match.reason is None,
+        fused=isinstance(match.module, Fused) and match.reason is None and match.module.fits(),
         trainable=trainable,
         reason=match.reason,
     )
@@ -81,5 +81,5 @@ def _explanation(match: Match[FFN]) -> Explanation:
 def _describe(norm: Match[Norm]) -> str:
     if norm.part is None or norm.reason is not None:
         return f"not fused: {norm.reason}"
-    state = "fused" if isinstance(norm.module, FusedNorm) else "can be fused"
+    state = "fused" if isinstance(norm.module, FusedNorm) and norm.module.fits() else "can be fused"
     return f"{state} (RMS norm, {norm.part.style})"

@@ -7,9 +7,9 @@ Three shapes are fused (found by ffn_match.py):
 - ``plain``: ``down(act(up(x)))``; only the activation module is extended, everything around it stays.
 
 Projections and activation stay modules. A projection that is not an ordinary Linear at call time (a LoRA adapter, a
-hook, a sharded wrapper) is called as a module, and so is an activation with a hook: whatever they do still happens,
-and statistics are of what they give. Under ``torch.export`` and the transforms of ``torch.func`` the block's own
-forward runs: the same numbers, nothing fused.
+hook, a sharded wrapper) is called as a module, and so is an activation with a hook, or another one than was found:
+whatever they do still happens, and statistics are of what they give. Under ``torch.export`` and the transforms of
+``torch.func`` the block's own forward runs: the same numbers, nothing fused.
 """
 
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from slamkern.errors import SlamkernError
 from slamkern.modules import ffn_autograd, trained_neurons
 from slamkern.modules.fp8_linear import FP8Linear, weight_of
+from slamkern.modules.hooks import is_untouched
 from slamkern.modules.surgery import Extended, extend, is_transformed, restore
 from slamkern.modules.trained_neurons import TrainedNeurons
 from slamkern.ops import glu, reference
@@ -39,7 +40,7 @@ class FFN:
     up: str
     down: str
     act: str | None  # None where the forward calls a function
-    activation: str
+    activation: str  # of the module that is there now, or was: Fused.fits()
     neurons: int
     gate_first: bool = True  # "gate_up": gate is the first half
     dropout: float = 0.0  # "gated": of the result, in training mode
@@ -47,6 +48,7 @@ class FFN:
     recompute: bool = False
     recording: Recording | None = field(default=None, compare=False)
     trained: TrainedNeurons | None = field(default=None, compare=False)  # not "plain"
+    act_module: nn.Module | None = field(default=None, compare=False, repr=False)  # the one at ``act``
 
     def recording_of(self, tokens: int) -> Recording | None:
         """What to record of a forward over so many tokens, if anything."""
@@ -90,9 +92,14 @@ class Fused(Extended):
 
     def _changed_activation(self) -> Any:
         """The activation module where calling it does more than the activation, otherwise None."""
-        name = self.slamkern_ffn.act
-        act: Any = None if name is None else self._modules[name]
-        return None if act is None or is_untouched(act) else act
+        ffn = self.slamkern_ffn
+        act: Any = None if ffn.act is None else self._modules[ffn.act]
+        return None if act is None or (is_untouched(act) and act is ffn.act_module) else act
+
+    def fits(self) -> bool:
+        """Whether the activation module is the one that was fused; another one is called."""
+        ffn = self.slamkern_ffn
+        return ffn.act is None or ffn.kind == "plain" or self._modules[ffn.act] is ffn.act_module
 
     def _runs_whole(self, x: Tensor, *projections: nn.Module) -> bool:
         """Whether the FFN is one autograd Function here; what single neurons hold is in the weights then, or refused.
@@ -131,12 +138,6 @@ class Fused(Extended):
                 f"{ffn.path}: statistics and single trained neurons do not exist under torch.export and torch.func"
             )
         return True
-
-
-def is_untouched(module: nn.Module) -> bool:
-    """Whether calling ``module`` is its forward and nothing else: no hooks, no other forward on this instance."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return not hooks and "forward" not in module.__dict__
 
 
 def is_plain(linear: nn.Module) -> bool:
@@ -208,7 +209,10 @@ MIXINS: dict[str, type[Fused]] = {"gated": FusedGated, "gate_up": FusedGateUp, "
 
 
 def fuse(module: nn.Module, ffn: FFN) -> None:
-    """Extend the class of this one instance with the fused forward; its parameters and children stay."""
+    """Extend the class of this one instance with the fused forward, or let it compute as ``ffn`` says from now on.
+
+    Its parameters and children stay.
+    """
     extend(module, MIXINS[ffn.kind], slamkern_ffn=ffn)
 
 

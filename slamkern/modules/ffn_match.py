@@ -15,11 +15,14 @@ from slamkern.errors import SlamkernError
 from slamkern.modules.ffn import FFN, Fused
 from slamkern.modules.ffn_shape import is_activation, is_projection, shapes, summary, trace
 from slamkern.modules.match import Match, decoder_of, replaced_forward
+from slamkern.modules.surgery import unextended
 from slamkern.ops import ACTIVATIONS, reference
 
 
 def find_ffns(model: nn.Module, *, shared_experts: bool = False) -> list[Match[FFN]]:
     """Every FFN candidate of the model's text decoder, in order of depth; a patched one is reported as it was found.
+
+    One whose activation module is another now is reported as what it would be fused to.
 
     shared_experts: take an FFN that runs beside routed experts for the FFN of its layer.
     """
@@ -27,7 +30,12 @@ def find_ffns(model: nn.Module, *, shared_experts: bool = False) -> list[Match[F
     modules = dict(_outside_mixers(decoder))
     matches: list[Match[FFN]] = []
     for relative, module in modules.items():
-        if isinstance(module, Fused):
+        if isinstance(module, Fused) and not module.fits():
+            match, old = _examine(relative, unextended(module), prefix), module.slamkern_ffn
+            kept = {name: getattr(old, name) for name in ("backend", "recompute", "recording", "trained")}
+            part = None if match.part is None else replace(match.part, **kept)
+            matches.append(replace(match, block=module, module=module, part=part))
+        elif isinstance(module, Fused):
             block = relative if module.slamkern_ffn.kind != "plain" else relative.rpartition(".")[0]
             reason = replaced_forward(module) or replaced_forward(modules[block])
             matches.append(Match(block, modules[block], module, module.slamkern_ffn, reason))
@@ -189,7 +197,7 @@ def _examine(path: str, module: nn.Module, prefix: str) -> Match[FFN]:
     neurons = _neurons(module.get_submodule(shape.down))
     where = f"{prefix}.{path}".strip(".")
     fields = {name: value for name, value in shape._asdict().items() if name != "function"}
-    ffn = FFN(path=where, layer=layers[0], activation=activation, neurons=neurons, **fields)
+    ffn = FFN(path=where, layer=layers[0], activation=activation, neurons=neurons, act_module=act, **fields)
     reasons = (_unusable(name, getattr(module, name).weight) for name in (shape.gate, shape.up, shape.down) if name)
     return Match(path, module, act if shape.kind == "plain" else module, ffn, next(filter(None, reasons), None))
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slamkern.errors import SlamkernError
-from slamkern.modules.ffn import is_untouched
+from slamkern.modules.hooks import is_untouched
 from slamkern.modules.packed_attention import attends_packed
 from slamkern.ops.linear_cross_entropy import HeadOptions, linear_cross_entropy
 

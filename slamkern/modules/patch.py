@@ -51,7 +51,9 @@ def patch_model(
     loss: bool = False,
     shared_experts: bool = False,
 ) -> Model:
-    """Fuse FFNs and RMS norms of ``model`` in place; return it; patching twice changes nothing.
+    """Fuse FFNs and RMS norms of ``model`` in place; return it.
+
+    Patching twice changes nothing but what has become something else in between (another activation, another epsilon).
 
     Args:
         strict: refuse the model if any FFN of its decoder cannot be fused; otherwise leave those alone, log them,
@@ -78,8 +80,9 @@ def patch_model(
     found_loss = _loss_of(model, causal) if loss else None
     for match in usable:
         resolve(backend, next(match.block.parameters()).device.type)
-    for match in usable:
+    for match in matches:
         _patch(FFNS, match, backend)
+    for match in usable:
         match.part.recompute = recompute  # type: ignore[union-attr]
     for found in find_norms(model):
         if norms and usable:
@@ -101,9 +104,10 @@ def _loss_of(model: nn.Module, causal: Any) -> Loss:
 
 
 def _patch(kind: Kind, match: Match[Any], backend: str) -> None:
+    if match.part is None and isinstance(match.module, kind.mixin):  # no longer what it was when it was fused
+        kind.unfuse(match.module)
     if match.reason is None and match.part is not None:
-        if not isinstance(match.module, kind.mixin):
-            kind.fuse(match.module, match.part)
+        kind.fuse(match.module, match.part)
         match.part.backend = backend
 
 

@@ -9,7 +9,6 @@ three (LayerNorm, a clamp, another order of operations) stays as it is.
 """
 
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from slamkern.modules.match import Match, decoder_of, replaced_forward, twin_of
-from slamkern.modules.surgery import Extended, extend, is_transformed, restore
+from slamkern.modules.surgery import Extended, extend, is_transformed, restore, unextended
 from slamkern.ops import NORM_STYLES, norm_fp8, reference
 
 
@@ -29,6 +28,7 @@ class Norm:
     eps: float
     style: str
     backend: str = "auto"
+    attribute: str = ""  # of the module, that has its epsilon
 
 
 class RMSNorm(torch.autograd.Function):
@@ -61,20 +61,27 @@ class FusedNorm(Extended):
     """Forward of an RMS norm; x is (..., width).
 
     Where the dtypes of x and weight differ (autocast over float32 weights) the module's own forward runs: how such
-    a pair promotes is its own choice, and was not probed. So it does under ``torch.export`` and ``torch.func``.
+    a pair promotes is its own choice, and was not probed. So it does under ``torch.export`` and ``torch.func``, and
+    where the module has another epsilon than was found.
     """
 
     slamkern_norm: Norm
     weight: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype != self.weight.dtype or is_transformed():
+        if x.dtype != self.weight.dtype or is_transformed() or not self.fits():
             return super().forward(x)
         return RMSNorm.apply(x, self.weight, self.slamkern_norm)
 
+    def fits(self) -> bool:
+        """Whether the module's epsilon is the one that was found."""
+        norm = self.slamkern_norm
+        eps = self.__dict__.get(norm.attribute)
+        return isinstance(eps, float) and eps == norm.eps
+
 
 def fuse_norm(module: nn.Module, norm: Norm) -> None:
-    """Extend the class of this one instance with the fused forward."""
+    """Extend the class of this one instance with the fused forward, or let it compute as ``norm`` says from now on."""
     extend(module, FusedNorm, slamkern_norm=norm)
 
 
@@ -89,12 +96,13 @@ def find_norms(model: nn.Module) -> list[Match[Norm]]:
     matches = []
     for relative, module in decoder.named_modules():
         path = f"{prefix}.{relative}".strip(".")
-        if isinstance(module, FusedNorm):
+        if isinstance(module, FusedNorm) and module.fits():
             matches.append(Match(path, module, module, module.slamkern_norm, replaced_forward(module)))
         elif _is_candidate(module):
             reason, norm = replaced_forward(module), None
-            if reason is None and (norm := _recognize(module)) is None:
-                reason = f"{type(module).__name__} is not an RMS norm that slamkern knows"
+            own = unextended(module) if isinstance(module, FusedNorm) else module
+            if reason is None and (norm := _recognize(own)) is None:
+                reason = f"{type(own).__name__} is not an RMS norm that slamkern knows"
             matches.append(Match(path, module, module, norm, reason))
     return matches
 
@@ -118,8 +126,16 @@ def _recognize(module: nn.Module) -> Norm | None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(len(_ROW_SCALES), width, generator=generator) * torch.tensor(_ROW_SCALES)[:, None]
     weight = torch.randn(width, generator=generator)
-    twin = twin_of(module)
-    outputs = []
+    for name, eps in vars(module).items():
+        if isinstance(eps, float) and (found := _style(module, x, weight, name, 2 * eps or 1e-6)) is not None:
+            return Norm(eps, found, attribute=name)
+    return None
+
+
+def _style(module: nn.Module, x: Tensor, weight: Tensor, attribute: str, eps: float) -> str | None:
+    """Whose RMS norm a module computes once its ``attribute`` is ``eps``, not the value that others may share."""
+    own, twin, outputs = type(module), twin_of(module), []
+    setattr(twin, attribute, eps)
     for dtype in (torch.float32, torch.bfloat16):
         twin._parameters = {"weight": nn.Parameter(weight.to(dtype))}
         try:
@@ -129,16 +145,11 @@ def _recognize(module: nn.Module) -> Norm | None:
         if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != dtype:
             return None
         outputs.append(y)
-    for eps, style in _possible(module):
+    for style in NORM_STYLES:
         single = reference.rms_norm(x, weight, eps, style)[0]
         half = reference.rms_norm(x.bfloat16(), weight.bfloat16(), eps, style)[0]
         # Another order of float32 sums changes a few bfloat16 roundings in a thousand, another style a third of them.
         same = torch.allclose(single, outputs[0], rtol=1e-5, atol=1e-7)
         if same and (half != outputs[1]).float().mean() < 0.02:
-            return Norm(eps, style)
+            return style
     return None
-
-
-def _possible(module: nn.Module) -> Iterator[tuple[float, str]]:
-    epsilons = sorted({value for value in vars(module).values() if isinstance(value, float)})
-    yield from ((eps, style) for eps in epsilons for style in NORM_STYLES)

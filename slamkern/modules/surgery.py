@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from slamkern.modules.match import twin_of
+
 _OWN = "slamkern_own_class"
 
 
@@ -52,10 +54,17 @@ def is_transformed() -> bool:
 
 
 def extend(module: nn.Module, mixin: type[Extended], **attributes: Any) -> None:
-    """Mix ``mixin`` into the class of this one instance and set ``attributes`` on it."""
-    own = type(module)
-    module.__class__ = _extended(mixin, own)  # type: ignore[arg-type]
-    module.__dict__ |= {_OWN: own, **attributes}
+    """Mix ``mixin`` into the class of this one instance, unless it is there, and set ``attributes`` on it."""
+    if not isinstance(module, mixin):
+        own = type(module)
+        module.__class__ = _extended(mixin, own)  # type: ignore[arg-type]
+        module.__dict__[_OWN] = own
+    module.__dict__ |= attributes
+
+
+def unextended(module: Extended) -> nn.Module:
+    """A shallow copy of an extended instance, of its own class."""
+    return twin_of(module, module.__dict__[_OWN])
 
 
 def restore(module: nn.Module, *attributes: str) -> None:

@@ -126,7 +126,7 @@ def saved_bytes(module, x):
 def test_the_input_and_one_number_a_row_are_saved(style):
     stock = stock_norm(style, 64, torch.bfloat16).requires_grad_(False)
     fused = copy.deepcopy(stock)
-    fuse_norm(fused, Norm(1e-5, style))
+    fuse_norm(fused, find_norms(nn.Sequential(fused))[0].part)
     x = rows(10, 64, dtype=torch.bfloat16).requires_grad_()
     assert saved_bytes(fused, x) == 10 * (64 * 2 + 4)
     assert saved_bytes(stock, x) >= 10 * 64 * 4
@@ -213,6 +213,19 @@ def test_recognition_reads_epsilon_and_tells_the_styles_apart():
     for style, eps in itertools.product(STOCK, (1e-5, 1e-6)):
         (found,) = find_norms(nn.Sequential(stock_norm(style, 40, eps=eps)))
         assert (found.path, found.part.style, found.part.eps) == ("0", style, eps)
+
+
+class TwoNumbers(LlamaRMSNorm):
+    """Has two numbers that are its epsilon, of which it reads the second."""
+
+    def __init__(self):
+        super().__init__(8, eps=1e-5)
+        self.__dict__ = {"first": 1e-5} | self.__dict__
+
+
+def test_of_two_numbers_the_epsilon_is_the_one_that_counts():
+    (found,) = find_norms(nn.Sequential(TwoNumbers()))
+    assert found.part.attribute == "variance_epsilon"
 
 
 def test_autocast_over_float32_weights_matches_stock(input_ids):
