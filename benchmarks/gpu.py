@@ -101,7 +101,8 @@ class Plan:
         """The command line of a stage."""
         python = [sys.executable, "-m"]
         if stage == "build":
-            return [sys.executable, "setup.py", "build_ext", "--inplace"]
+            place = ["--build-lib", str(self.folder / "build")] if self.dry else ["--inplace"]
+            return [sys.executable, "setup.py", "build_ext", *place]
         if stage == "tests":
             return [*python, "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *self._tests()]
         module, *own = MODULES.get(stage, (stage,))

@@ -3,8 +3,14 @@
 A quarter of the global batch in three steps, of which the first is counted; the variants take them one after
 another, and all of that three times, so that a clock that drifts shows as spread and not as a difference. After the
 first time round (a minute and a half on an H100, by estimate) every variant has a number.
+
+    python -m benchmarks.headline [--data D]
+
+The pairs are real ones; on a GPU where there are none it measures nothing, unless ``--data corpus:`` asks for the
+embedded corpus.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +18,7 @@ import torch
 
 from benchmarks.stage import Stage, show
 from slamkern.bench.tables import TrainOptions, curve_check, measured, profile_rows
+from slamkern.bench.workload import PAIRS, shared_data
 
 VARIANTS = ("slamkern", "authors", "liger_freeze", "slamkern_fp8")
 COLUMNS = (
@@ -21,11 +28,27 @@ COLUMNS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    stage = Stage("headline", __doc__.splitlines()[0], argv)
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--data")
+    own, rest = parser.parse_known_args(argv)
+    stage = Stage("headline", __doc__.splitlines()[0], rest)
+    if stage.device.type == "cuda" and not stage.dry and own.data is None and shared_data(PAIRS) is None:
+        print(
+            f"error: no shared/data/{PAIRS} in the checkout or beside it; --data D for other pairs, of them"
+            " --data corpus: for the embedded corpus",
+            file=sys.stderr,
+        )
+        return 2
     torch.manual_seed(0)
     pairs = None if stage.dry or stage.device.type == "cpu" else 128
     options = TrainOptions.for_device(
-        stage.device, dry=stage.dry, pairs=pairs, steps=2 if stage.dry else 3, repeats=3, variants=VARIANTS
+        stage.device,
+        dry=stage.dry,
+        data=own.data,
+        pairs=pairs,
+        steps=2 if stage.dry else 3,
+        repeats=3,
+        variants=VARIANTS,
     )
     for rows in profile_rows(options, seconds=stage.seconds_left, progress=lambda line: print(line, file=sys.stderr)):
         stage.rows = rows

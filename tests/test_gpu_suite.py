@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("rich")
-from benchmarks import gpu
+from benchmarks import gpu, headline, train
+from slamkern.bench import workload
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -98,3 +99,43 @@ def test_what_a_stage_has_started_ends_with_it(tmp_path, monkeypatch):
     gpu.run_stage(gpu.Plan("cpu", True, tmp_path, 0), "probe", 0.01)
     time.sleep(1.6)
     assert not (tmp_path / "late").exists()
+
+
+def test_a_dry_run_builds_beside_the_package_and_not_into_it(tmp_path):
+    assert "--inplace" in gpu.Plan("cpu", False, tmp_path, 0).command("build")
+    command = gpu.Plan("cpu", True, tmp_path, 0).command("build")
+    assert "--inplace" not in command and Path(command[command.index("--build-lib") + 1]).is_relative_to(tmp_path)
+
+
+def test_scaling_starts_no_point_that_would_take_longer_than_is_left(tmp_path, monkeypatch, capsys):
+    """Points of a minute, on a clock of its own, in eight minutes."""
+    clock = [0.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
+
+    def points(*_, **__):
+        for number in range(20):
+            clock[0] += 60
+            yield [{"property": "tokens", "value": number, "variant": "slamkern"}]
+
+    monkeypatch.setattr(train, "scaling_rows", points)
+    options = ["--scaling", "only", "--device", "cpu", "--dry-run", "--minutes", "7.9", "--results", str(tmp_path)]
+    assert train.main(options) == 0
+    assert clock[0] == 7 * 60 and "no time was left" in capsys.readouterr().out
+
+
+def test_data_lie_in_the_checkout_or_beside_it(tmp_path, monkeypatch):
+    checkout = tmp_path / "work" / "checkout"
+    monkeypatch.setattr(workload, "_CHECKOUT", checkout)
+    assert workload.shared_data("pairs") is None
+    for folder in (checkout.parent, checkout):
+        (folder / "shared" / "data" / "pairs").mkdir(parents=True)
+        assert workload.shared_data("pairs") == folder / "shared" / "data" / "pairs"
+
+
+def test_a_headline_on_a_gpu_is_not_of_the_embedded_corpus_unless_it_is_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(headline, "shared_data", lambda _: None)
+    monkeypatch.setattr(headline, "profile_rows", lambda options, **_: pytest.fail(options.data))
+    assert headline.main(["--device", "cuda"]) == 2
+    assert "--data corpus:" in capsys.readouterr().err
+    with pytest.raises(pytest.fail.Exception, match="corpus:"):
+        headline.main(["--device", "cuda", "--data", "corpus:"])

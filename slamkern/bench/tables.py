@@ -91,6 +91,7 @@ def profile_rows(
         tokenizer = HalfBytes() if options.shape == "tiny" else any_tokenizer(options.tokenizer)
         vocabulary = SHAPES[options.shape][0]
     work = real_pairs(options.data, tokenizer, vocabulary, steps=options.steps, pairs=options.pairs)
+    progress(f"translation pairs: {work.source}; tokenizer: {work.tokenizer}")
     settings = options.settings
     circumstances = {
         "model": options.model or options.shape,

@@ -32,7 +32,8 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "Llama-2-13B": (32000, 5120, 13824, 40, 40, 40, False),
     "Llama-2-70B": (32000, 8192, 28672, 80, 64, 8, False),
 }
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k_questions"
+PAIRS = "gsm8k_questions"  # real translation pairs, where they are at hand
+_CHECKOUT = Path(__file__).resolve().parents[2]
 Builder = Callable[[], Any]
 
 
@@ -114,6 +115,12 @@ class Workload:
     tokenizer: str
 
 
+def shared_data(name: str) -> Path | None:
+    """The folder of data of this name, in the checkout or beside it; None where there is none."""
+    places = (folder / "shared" / "data" / name for folder in (_CHECKOUT, _CHECKOUT.parent))
+    return next((place for place in places if place.is_dir()), None)
+
+
 def real_pairs(
     data: str | None, tokenizer: Any, vocabulary: int, *, steps: int, pairs: int, max_length: int = 1024, seed: int = 0
 ) -> Workload:
@@ -121,7 +128,7 @@ def real_pairs(
 
     Ids beyond the vocabulary of a random model are folded into it: only lengths matter there.
     """
-    where = data or (str(DATA) if DATA.is_dir() else "corpus:")
+    where = data or str(shared_data(PAIRS) or "corpus:")
     available = list(load_pairs(where))
     if len(available) < steps * pairs:
         raise SlamkernError(f"{where} has {len(available)} pairs; {steps} steps of {pairs} need {steps * pairs}")
