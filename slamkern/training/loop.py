@@ -179,9 +179,8 @@ class _Training:
         """How many steps are done: those of the newest checkpoint, from which the run goes on."""
         out, start = self.out, 0
         if out is not None and distributed.on_main(lambda: bool(list_checkpoints(out))):
-            start = restore_newest(
-                out, self.model, self.optimizer, fingerprint=self.run.fingerprint, frozen=self.frozen
-            )
+            made = self.run.fingerprint
+            start = restore_newest(out, self.model, self.optimizer, fingerprint=made, frozen=self.frozen)
             self.base = read_delta(out / f"checkpoint-{start}")[2].frozen_weights  # the model may hold trained ones
             log.info("resuming after step %d of %d", start, len(self.data.steps))
         self.run.go_back_to(start)
@@ -219,9 +218,8 @@ class _Training:
             )
         self.optimizer.step(rate)
         tokens = sum(len(example.input_ids) for batch in batches for example in batch)
-        return Step(
-            loss, rate, norm, tokens, supervised, sum(positions(part, config) for own in shares for part in own)
-        )
+        computed = sum(positions(part, config) for own in shares for part in own)
+        return Step(loss, rate, norm, tokens, supervised, computed)
 
     def _show(self, row: Mapping[str, Any], bar: Progress, board: Any) -> None:
         """A step on the progress bar, and every so often in the log and on TensorBoard."""
