@@ -27,12 +27,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from slamkern.modules.fp8_linear import FP8Weight, Weight, input_gradient, project
 from slamkern.modules.trained_neurons import put
 from slamkern.ops import glu
 from slamkern.ops.moments import Recording
+from slamkern.ops.once import once_differentiable
 
 
 class FFNOptions(NamedTuple):

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from slamkern.errors import SlamkernError
 from slamkern.modules.surgery import Extended
 from slamkern.ops import norm_fp8
+from slamkern.ops.once import once_differentiable
 
 MULTIPLE = 16  # both dimensions of a weight, for torch._scaled_mm
 Rows = tuple[Tensor, Tensor]  # values (rows, width) float8_e4m3fn and scale (rows,) float32

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from slamkern.modules.match import Match, decoder_of, replaced_forward, twin_of
 from slamkern.modules.surgery import Extended, extend, is_transformed, restore, unextended
 from slamkern.ops import NORM_STYLES, norm_fp8, reference
+from slamkern.ops.once import once_differentiable
 
 
 @dataclass

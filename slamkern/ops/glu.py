@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from slamkern.errors import SlamkernError
 from slamkern.kernels import ACTIVATIONS, OBSERVABLES
 from slamkern.ops.dispatch import backend_for, eager_op, readable
 from slamkern.ops.moments import Moments, Recording
+from slamkern.ops.once import once_differentiable
 
 _library = torch.library.Library("slamkern", "DEF")
 _ARGS = "Tensor gate, Tensor? up, Tensor language_ids, int num_languages, str activation, str observe, str backend"

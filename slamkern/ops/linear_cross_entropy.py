@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from slamkern.errors import SlamkernError
+from slamkern.ops.once import once_differentiable
 
 IGNORE_INDEX = -100  # of torch's cross_entropy and of transformers
 

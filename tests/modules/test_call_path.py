@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(backends("cpu")["triton"] is not None, reason=st
 PACKAGE = Path(slamkern.__file__).parent
 # The module, its autograd Function, the op, past torch's dispatcher to its backend, the kernel with its launcher.
 FORWARD = ["modules/ffn.py", "modules/ffn_autograd.py", "ops/glu.py", "ops/dispatch.py", "kernels/glu.py"]
-BACKWARD = ["modules/ffn_autograd.py", "ops/dispatch.py", "ops/glu.py", "kernels/glu.py"]  # autograd is the caller
+# autograd is the caller
+BACKWARD = ["ops/once.py", "modules/ffn_autograd.py", "ops/dispatch.py", "ops/glu.py", "kernels/glu.py"]
 INFERENCE = ["modules/ffn.py", "ops/glu.py", "ops/dispatch.py", "kernels/glu.py"]
 MOST = 5
 
