@@ -7,6 +7,7 @@ import torch
 
 from slamkern.bench.workload import shape_config
 from slamkern.errors import SlamkernError
+from slamkern.modules.varlen_attention import shares_keys
 from slamkern.training.memory_budget import parse_bytes
 from slamkern.training.shape_memory import shape_footprint
 
@@ -21,7 +22,9 @@ def budget_lines(shape: str, tokens: int, layers: Sequence[int], budget: str) ->
     """What ``train --memory-budget`` would do in bfloat16 and with frozen weights in FP8, or what would fit."""
     lines = []
     for precision in ("model", "fp8"):
-        footprint = shape_footprint(shape_config(shape), layers, fp8=precision == "fp8")
+        footprint = shape_footprint(
+            shape_config(shape), layers, fp8=precision == "fp8", repeated_keys=not shares_keys()
+        )
         try:
             what = footprint.describe(tokens, footprint.plan(tokens, parse_bytes(budget), offload=None))
         except SlamkernError as error:
@@ -41,7 +44,7 @@ def memory_rows(
     config = shape_config(shape)
     rows: list[Row] = []
     for fp8 in (False, True):
-        footprint = shape_footprint(config, layers, itemsize=dtype.itemsize, fp8=fp8)
+        footprint = shape_footprint(config, layers, itemsize=dtype.itemsize, fp8=fp8, repeated_keys=not shares_keys())
         for recompute in ((), tuple(footprint.recomputable)):
             for offload in (False, True):
                 total = footprint.total(tokens, recompute, offload=offload)

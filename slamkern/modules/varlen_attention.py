@@ -111,7 +111,7 @@ def _flash_applies(query: torch.Tensor, value: torch.Tensor, dropout: float, sof
 
 
 @lru_cache(maxsize=1)
-def _shares_keys() -> bool:
+def shares_keys() -> bool:
     """Whether this torch's ``varlen_attn`` takes fewer keys than queries; torch 2.11's has no word for it."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -132,7 +132,7 @@ def _flash(
 
     keywords: dict[str, Any] = {"scale": scaling, "window_size": (-1 if window is None else window - 1, 0)}
     if key.shape[1] != query.shape[1]:
-        if _shares_keys():
+        if shares_keys():
             keywords["enable_gqa"] = True
         else:
             groups = query.shape[1] // key.shape[1]

@@ -164,7 +164,7 @@ class _Combine(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.activation, ctx.backend = activation, backend
-        return combine(gate, up, activation, backend, recording)
+        return _combined(gate, up, activation, backend, recording)
 
     @staticmethod
     @once_differentiable
@@ -179,8 +179,11 @@ class _Combine(torch.autograd.Function):
 
 def combine(gate: Tensor, up: Tensor | None, activation: str, backend: str, recording: Recording | None) -> Tensor:
     """``hidden`` of (tokens, neurons), and the statistics of a recording added to its moments, in one launch."""
-    if torch.is_grad_enabled():
-        return _Combine.apply(gate, up, activation, backend, recording)
+    whole = _Combine.apply if torch.is_grad_enabled() else _combined
+    return whole(gate, up, activation, backend, recording)
+
+
+def _combined(gate: Tensor, up: Tensor | None, activation: str, backend: str, recording: Recording | None) -> Tensor:
     if recording is None:
         return eager_swiglu(gate, up, activation, backend)
     state, plan, ids = recording.moments.tensors, recording.plan, recording.language_ids

@@ -13,6 +13,7 @@ from slamkern.data.prompts import encode_prompts, get_prompt
 from slamkern.data.tasks import Question
 from slamkern.data.tokenization import tokenize_pairs
 from slamkern.evaluation.translation import asked_pairs
+from slamkern.modules.varlen_attention import shares_keys
 from slamkern.pipeline.blueprint import blueprint
 from slamkern.pipeline.checks import check_run
 from slamkern.pipeline.launch import Launch, read_launch
@@ -181,7 +182,11 @@ class Plan:
         config, processes, itemsize = self.config.train, self.launch.processes, self.dtype.itemsize
         micro_batches = -(-config.gradient_accumulation_steps // processes)
         fp8 = config.frozen_precision == "fp8"
-        whole = shape_footprint(self.shape, layers, itemsize=itemsize, fp8=fp8, accumulation=micro_batches)
+        on_cpu = self.launch.here and resolve_device(self.config.model.device).type == "cpu"
+        repeated = not (on_cpu or shares_keys())
+        whole = shape_footprint(
+            self.shape, layers, itemsize=itemsize, fp8=fp8, accumulation=micro_batches, repeated_keys=repeated
+        )
         ways = {"replicated": whole}
         if processes > 1 and not fp8 and "sharded" in self.ways:
             ways["sharded"] = sharded_footprint(whole, self.shape, layers, processes, itemsize=itemsize)

@@ -18,6 +18,7 @@ The same numbers measured on a model: memory_budget.py.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, Literal
 
 from slamkern.training.footprint import Footprint, gradient_bytes, state_bytes, workspace_coefficients
@@ -35,19 +36,22 @@ def shape_footprint(
     itemsize: int = 2,
     fp8: bool = False,
     accumulation: int = 1,
+    repeated_keys: bool = False,
 ) -> Footprint:
     """The Footprint of a shape given as a transformers configuration.
 
     trained: layers of which ``part`` is trained: ``projections`` of the FFN, the four matrices of the attention, or
     everything (then all layers, embeddings and head). itemsize: bytes of a weight and activation. fp8: frozen weights
-    of the layers in FP8 on a GPU, one copy each.
+    of the layers in FP8 on a GPU, one copy each. repeated_keys: attention keeps keys and values for every head of the
+    queries, as on a GPU where ``varlen_attention.shares_keys`` is not so.
     """
     shape = Dimensions.of(config)
+    kept = replace(shape, key_value_width=shape.heads_width) if repeated_keys else shape
     lowest = min(trained)
     sizes = _trained_sizes(config, shape, len(trained), part, projections)
     spaces = workspace_coefficients(shape.hidden, shape.neurons, shape.vocabulary, itemsize)
     widest = max(shape.neurons, shape.hidden, shape.heads_width)
-    saved, recomputable = _saved(shape, frozenset(trained), part, projections, itemsize)
+    saved, recomputable = _saved(kept, frozenset(trained), part, projections, itemsize)
     return Footprint(
         weights=_weights(config, shape, len(trained), itemsize, fp8),
         state=sum(state_bytes(size, itemsize, accumulation) for size in sizes),

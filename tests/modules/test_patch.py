@@ -111,6 +111,8 @@ def test_compiled_ffn_has_no_graph_break(llama):
     (expected_dx,) = torch.autograd.grad(expected.sum(), x)
     (actual_dx,) = torch.autograd.grad(actual.sum(), x)
     torch.testing.assert_close(actual_dx, expected_dx)
+    llama.requires_grad_(False)  # as below the lowest layer that is trained
+    torch.testing.assert_close(compiled(x.detach()), expected)
 
 
 def test_hugging_face_trainer_trains_the_selected_weights(llama, tmp_path):

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from support.kernel_checks import DEVICE
 from support.tiny_models import FAMILIES, tiny_model
 from torch import nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
@@ -16,7 +17,7 @@ from slamkern.modules.rmsnorm import FusedNorm, Norm, RMSNorm, find_norms, fuse_
 from slamkern.ops.dispatch import backends
 
 STOCK = {"llama": LlamaRMSNorm, "olmo2": Olmo2RMSNorm, "gemma": Gemma2RMSNorm}
-BACKENDS = [name for name, reason in backends("cpu").items() if reason is None]
+BACKENDS = [name for name, reason in backends(DEVICE).items() if reason is None]
 RMS_FAMILIES = {
     family: {"qwen3": "llama", "olmo2": "olmo2", "gemma2": "gemma", "gemma3": "gemma"}.get(family, "llama")
     for family in FAMILIES
@@ -27,7 +28,7 @@ RMS_FAMILIES = {
 def stock_norm(style, width=48, dtype=torch.float32, eps=1e-5):
     norm = STOCK[style](width, eps=eps)
     nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1))
-    return norm.to(dtype)
+    return norm.to(DEVICE, dtype)
 
 
 def truth(style, x, weight, eps=1e-5):
@@ -36,7 +37,7 @@ def truth(style, x, weight, eps=1e-5):
 
 
 def rows(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
 def gradients(function, grad, *tensors):
@@ -56,7 +57,7 @@ def worst(actual, expected):
 def test_error_is_at_most_twice_that_of_stock(style, dtype, shape, backend):
     stock = stock_norm(style, shape[-1], dtype)
     # From far above to far below sqrt(eps), where eps decides.
-    x = (rows(*shape) * torch.logspace(-4, 2, shape[0]).view(-1, *[1] * (len(shape) - 1))).to(dtype)
+    x = (rows(*shape) * torch.logspace(-4, 2, shape[0], device=DEVICE).view(-1, *[1] * (len(shape) - 1))).to(dtype)
     grad = rows(*shape, dtype=dtype, seed=2)
     norm = Norm(1e-5, style, backend)
     exact = gradients(lambda x, w: truth(style, x, w), grad, x.double(), stock.weight.double())

@@ -45,7 +45,7 @@ PRODUCTS = {"2.11": product_of_2_11, "installed": INSTALLED_PRODUCT}
 def version(request, monkeypatch):
     monkeypatch.setattr(varlen, "varlen_attn", ATTENTIONS[request.param])
     monkeypatch.setattr(torch, "_scaled_mm", PRODUCTS[request.param])
-    shares_keys = varlen_attention._shares_keys
+    shares_keys = varlen_attention.shares_keys
     shares_keys.cache_clear()
     yield request.param
     shares_keys.cache_clear()
@@ -86,10 +86,10 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_wrong_arguments_of_attention_are_found(version, fault, monkeypatch):
     planted = partial(FAULTS[fault], varlen.varlen_attn)
-    varlen_attention._shares_keys()  # of the right one
+    varlen_attention.shares_keys()  # of the right one
     monkeypatch.setattr(varlen, "varlen_attn", planted)
     if fault.startswith("heads that differ"):  # as if torch 2.11's took them, too
-        monkeypatch.setattr(varlen_attention, "_shares_keys", lambda: True)
+        monkeypatch.setattr(varlen_attention, "shares_keys", lambda: True)
     with pytest.raises((AssertionError, TypeError, ValueError)):
         assert attend(4, 2) == EXPECTED
 

@@ -56,7 +56,7 @@ def test_the_flash_kernel_is_asked_for_the_same_attention(monkeypatch, shares_ke
         return oracle(*wide, cu_q, scale, None if left == -1 else left + 1).float()
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
-    monkeypatch.setattr(varlen_attention, "_shares_keys", lambda: shares_keys)
+    monkeypatch.setattr(varlen_attention, "shares_keys", lambda: shares_keys)
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 4, 20, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, width)
     borders = torch.tensor([0, 9, 20], dtype=torch.int32)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 import slamkern
@@ -172,6 +173,17 @@ def test_7b_fits_into_24_and_in_fp8_into_16_gigabytes():
     for one in memory_rows("Llama-2-7B", 4096, range(6)):
         parts = (one[f"{name}_gb"] for name in ("weights", "optimizer", "saved", "workspace"))
         assert sum(parts) == pytest.approx(one["peak_gb"])
+
+
+def test_an_attention_that_shares_no_keys_keeps_them_for_every_head_of_the_queries():
+    """Llama 3 8B, layers 0 to 5 trained: 24 heads more, of keys and values, in the 31 layers with a graph."""
+    llama = LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+                        num_key_value_heads=8, vocab_size=128256)  # fmt: skip
+    shared, repeated = (shape_footprint(llama, range(6), repeated_keys=on).saved_bytes(4096) for on in (False, True))
+    assert repeated - shared == 31 * 2 * 24 * 128 * 2 * 4096
+    llama.num_key_value_heads = 32
+    shared, repeated = (shape_footprint(llama, range(6), repeated_keys=on).saved_bytes(4096) for on in (False, True))
+    assert repeated == shared
 
 
 def test_a_plan_offloads_only_where_recomputing_is_not_enough():
