@@ -143,9 +143,9 @@ def lora(
     from slamkern.integrations.lora import check_adapter, delta_to_lora
     from slamkern.schemas.training import read_delta
 
-    check_adapter(out, rank)
-    read_delta(trained)
     with HeldFolder(out, beside=True):
+        check_adapter(out, rank)
+        read_delta(trained)
         base = _base(model, config, overrides)
         lost = delta_to_lora(base, trained, out, rank)
     say(f"{out}: rank {rank} leaves out {100 * lost:.2f} % of the squared change")
@@ -162,8 +162,8 @@ def fold(
     """A LoRA adapter as a delta: base weights with the adapter merged."""
     from slamkern.integrations.lora import check_folding, lora_to_delta
 
-    check_folding(adapter, out)
     with HeldFolder(out, beside=True):
+        check_folding(adapter, out)
         base = _base(model, config, overrides)
         say(str(lora_to_delta(base, adapter, out)))
 
@@ -175,10 +175,11 @@ def _blend(
     from slamkern.schemas.training import read_delta
     from slamkern.training.delta import blend_deltas, check_scale, free_folder
 
-    for folder, scale in deltas:
-        check_scale(scale, str(folder))
-        read_delta(folder)
-    with HeldFolder(free_folder(out)):
+    with HeldFolder(out):
+        free_folder(out)
+        for folder, scale in deltas:
+            check_scale(scale, str(folder))
+            read_delta(folder)
         base = _base(model, config, overrides)
         say(str(blend_deltas(base, deltas, out)))
 

@@ -91,13 +91,14 @@ def export(
     settings = configure(config, overrides, model=model_options(model, trust_remote_code, allow_pickle))
     if delta is not None:
         read_delta(delta)
-    check_folder(out)
     if dry_run:
+        check_folder(out)
         plan = plan_for(settings, None)
         size = gigabytes(plan.parameters * plan.dtype.itemsize)
         print_plan([*plan.lines, ("export", f"{size} of memory and as much disk")])
         return
     with HeldFolder(out, beside=True):
+        check_folder(out)
         say(str(export_model(*load(settings, delta), out)))
 
 
