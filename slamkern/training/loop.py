@@ -208,8 +208,8 @@ class _Training:
         if mine and (missing := self.optimizer.without_gradient()):
             raise SlamkernError(f"the loss does not depend on {missing[0]}, so it cannot be trained; freeze it")
         distributed.sum_([total] if config.fsdp else [*self.optimizer.gradients(), total])  # fsdp: in the backward
-        loss = float(total)  # device sync, once a step
-        norm = self.optimizer.clip(config.max_grad_norm)
+        norms = self.optimizer.clip(config.max_grad_norm).to(total)
+        loss, norm = torch.stack((total, norms)).tolist()  # the one wait for the device in a step
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise SlamkernError(
                 f"step {done + 1}: loss {loss}, gradient norm {norm}; stopped before the weights changed"

@@ -99,13 +99,13 @@ class MasterAdamW:
         """Names of the parameters that no backward has reached since the last step."""
         return [name for name, master in self.masters.items() if master.grad is None]
 
-    def clip(self, max_norm: float) -> float:
-        """Scale gradients to a global 2-norm of at most max_norm (0: only measure); returns the norm before."""
+    def clip(self, max_norm: float) -> Tensor:
+        """Scale gradients to a global 2-norm of at most max_norm (0: only measure); returns the norm before, unread."""
         masters = list(self.masters.values())
         norm = torch.nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
         if max_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(masters, max_norm, norm)
-        return float(whole(norm))  # device sync: the norm is logged and checked each step
+        return whole(norm)
 
     @torch.no_grad()
     def step(self, rate: float) -> None:

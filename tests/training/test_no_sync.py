@@ -38,6 +38,7 @@ def micro_batch(backend="reference", plant=lambda model: None):
         with Refusing():
             (packed_loss(model, packed, head=head) / 10).backward()
             optimizer.collect_gradients()
+            optimizer.clip(1.0)
             optimizer.step(1e-3)
 
 
