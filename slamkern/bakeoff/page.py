@@ -28,7 +28,7 @@ def write_page(bakeoff: Bakeoff, rows: Sequence[Row], folder: Path) -> Path:
             sections += _sections(chosen, title, folder)
     run = bakeoff.run
     page = render_page(
-        title=f"What to train: a bake-off on {run.model.name}",
+        title=f"What to train: a bake-off on {Path(run.model.name).name}",
         subtitle=f"{len(bakeoff.bakeoff.cells)} cells on the same examples; losses in nats a token, accuracies in %.",
         facts=[], sections=[*sections, _cells(bakeoff)],
     )  # fmt: skip
