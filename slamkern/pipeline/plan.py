@@ -182,8 +182,8 @@ class Plan:
         config, processes, itemsize = self.config.train, self.launch.processes, self.dtype.itemsize
         micro_batches = -(-config.gradient_accumulation_steps // processes)
         fp8 = config.frozen_precision == "fp8"
-        on_cpu = self.launch.here and resolve_device(self.config.model.device).type == "cpu"
-        repeated = not (on_cpu or shares_keys())
+        on_host = resolve_device(self.config.model.device).type == "cpu"
+        repeated = not (shares_keys() or (on_host and self.launch.here))
         whole = shape_footprint(
             self.shape, layers, itemsize=itemsize, fp8=fp8, accumulation=micro_batches, repeated_keys=repeated
         )
@@ -198,7 +198,6 @@ class Plan:
             self.lines.append(("  memory", f"{total} at {positions:,} tokens{where}, nothing recomputed: {words}"))
         if config.memory_budget is not None:
             budget = parse_bytes(config.memory_budget)
-            on_host = resolve_device(self.config.model.device).type == "cpu"
             choice = offload_choice(config.optimizer_offload, on_host)
             how = whole.describe(positions, whole.plan(positions, budget, offload=choice))
             self.lines.append(("  budget", f"{gigabytes(budget)}: {how}"))
@@ -225,11 +224,8 @@ class Plan:
 
 def _parts(footprint: Footprint, positions: int, supervised: int) -> dict[str, int]:
     """Bytes at the peak of a step, by what they are for."""
-    parts = {
-        "weights": footprint.weights,
-        "optimizer": footprint.state,
-        "saved for backward": footprint.saved_bytes(positions),
-    }
+    parts = {"weights": footprint.weights, "optimizer": footprint.state}
+    parts["saved for backward"] = footprint.saved_bytes(positions)
     return parts | {"workspace": footprint.total(positions, supervised=supervised) - sum(parts.values())}
 
 
