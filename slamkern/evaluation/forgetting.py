@@ -58,7 +58,7 @@ def compare_losses(
 ) -> tuple[dict[str, LossChange], list[str], list[str]]:
     """(change of each loss that both sides have, texts not known to be equal, losses left out).
 
-    Left out are those whose texts differ, and those that one side alone has.     margins: kind of loss -> nats a token.
+    Left out are those whose texts differ, and those that one side alone has. margins: kind of loss -> nats a token.
     """
     changes: dict[str, LossChange] = {}
     unknown: dict[str, None] = {}

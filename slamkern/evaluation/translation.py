@@ -36,10 +36,10 @@ def translation_quality(
     """Quality of held-out translations per source language: ``{"de": {"loss": ..., "chrf": ...}, ...}``.
 
     ``loss`` is the mean over the response tokens (EOS included) of all pairs of at most ``max_length`` tokens that the
-    model's context holds; ``chrf``
-    compares greedy translations of the first ``generate_limit`` pairs of each language with their targets, passing over
-    pairs whose prompt is longer than ``max_length``, and is left out where ``generate_limit`` is 0. Give the same pairs
-    before and after training: targets of different pairs are not equally hard.
+    model's context holds; ``chrf`` compares greedy translations of the first ``generate_limit`` pairs of each language
+    with their targets, passing over pairs whose prompt is longer than ``max_length``, and is left out where
+    ``generate_limit`` is 0. Give the same pairs before and after training: targets of different pairs are not equally
+    hard.
 
     Raises SlamkernError for no pairs, for a language whose pairs are all too long, and, when chrF is asked for, where
     sacrebleu is not installed.
