@@ -16,7 +16,7 @@ import torch
 # Without a GPU the Triton kernels are interpreted. Triton reads this when first imported, which transformers does.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -84,3 +84,12 @@ def fit(tiny_tokenizer, monkeypatch):
         return model, train(model, tiny_tokenizer, pairs, config, progress=False, **options)
 
     return fit
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone, as DistributedDataParallel and fully_shard ask for one."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

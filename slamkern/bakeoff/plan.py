@@ -25,7 +25,7 @@ from slamkern.pipeline.plan import Plan, checkpoint_bytes
 from slamkern.pipeline.sections import RunConfig
 from slamkern.pipeline.stages import longest_examples, probe_texts, reply_questions
 from slamkern.selection.trainable import trained_sizes
-from slamkern.training.batches import StepPlan, tokenize
+from slamkern.training.batches import StepPlan, context_of, tokenize
 from slamkern.training.footprint import gigabytes, gradient_bytes, state_bytes
 from slamkern.training.shape_memory import shape_footprint
 
@@ -105,7 +105,7 @@ class Batches:
 
 def _batches(plan: Plan, recipe: RunConfig, aligned: Sequence[Pair]) -> Batches:
     pairs = longest_examples(recipe, aligned, reply_questions(recipe, aligned, []))
-    context = getattr(plan.shape, "max_position_embeddings", None)
+    context = context_of(plan.model)
     examples = tokenize(pairs, plan.tokenizer, recipe.train, context=context)
     batches = [batch for step in StepPlan(examples.lengths.tolist(), recipe.train) for batch in step]
     lengths, labels = (

@@ -18,10 +18,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +37,7 @@ from slamkern.pipeline.checks import check_evaluation, check_model, check_traini
 from slamkern.pipeline.launch import Launch
 from slamkern.pipeline.stages import alignment_pairs, english_texts
 from slamkern.run_folder import RunFolder, difference
+from slamkern.training.interrupt import ended_by_signals
 
 RESULTS = ("cells", REPLIES, STATS, WEIGHT_SNR, GRADIENT_NORM)
 SECONDS_BETWEEN_TABLES = 60
@@ -111,7 +110,7 @@ def run(
     and as :func:`check_bakeoff`.
     """
     check_bakeoff(bakeoff)
-    with _stopped_by_signals(), RunFolder(out, KIND, record=RECORD, results=RESULTS) as folder:
+    with ended_by_signals(), RunFolder(out, KIND, record=RECORD, results=RESULTS) as folder:
         _claim(folder, bakeoff)
         shared = lanes * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return _work(bakeoff, out, lanes, threads or max(1, (os.cpu_count() or 1) // shared), pause, say)
@@ -129,22 +128,6 @@ def check_bakeoff(bakeoff: Bakeoff) -> tuple[Sequence[Pair], list[Pair]]:
         check_evaluation(config, config.evaluate.load())
         english_texts(config, pairs[1])
     return pairs
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does (statuses 143 and 129): its processes are to end too."""
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    numbers = [signal.SIGTERM, signal.SIGHUP] if threading.current_thread() is threading.main_thread() else []
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _claim(folder: RunFolder, bakeoff: Bakeoff) -> None:

@@ -9,13 +9,11 @@ Of the processes that ``accelerate launch`` or ``torchrun`` start, the main one 
 
 import io
 import os
-import signal
 import sys
 import tempfile
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +21,7 @@ from pathlib import Path
 from slamkern import distributed
 from slamkern.cli.commands import app
 from slamkern.errors import SlamkernError, printable
+from slamkern.training.interrupt import ended_by_signals
 from slamkern.version import __version__
 
 # How to go on after Ctrl-C; the other commands start again.
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if command not in JOINT:
                 raise SlamkernError(f"several processes do {', '.join(JOINT)}; start {command or 'this'} in one alone")
             distributed.join()
-        with _ended_by_signals(), redirect_stdout(sys.stdout if distributed.is_main() else io.StringIO()):
+        with ended_by_signals(), redirect_stdout(sys.stdout if distributed.is_main() else io.StringIO()):
             status = app(arguments, prog_name="slamkern", standalone_mode=False)
         distributed.leave()
     except (SlamkernError, OSError) as error:
@@ -61,30 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if status in (129, 130, 143) and distributed.first_to_fail():
         print(f"interrupted{RESUME.get(command, '')}", file=sys.stderr)
     return status if isinstance(status, int) else 0
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block with SystemExit, so that locks and half-written folders are removed.
-
-    In the main thread, to which signals belong. A caller's own handler stays, and so does a signal that is ignored
-    (SIGHUP under nohup).
-    """
-
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    try:
-        for number in taken:
-            signal.signal(number, end)
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _fail(message: str, status: int = 2) -> int:

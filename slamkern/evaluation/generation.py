@@ -21,6 +21,7 @@ from slamkern.errors import SlamkernError
 from slamkern.evaluation.decoding import Decoder, can_decode
 from slamkern.item_stream import stream_to_main
 from slamkern.modules.eval_mode import eval_mode
+from slamkern.training.batches import context_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,8 +57,8 @@ def generate(
     if any(not text for text in stop):
         raise SlamkernError("an empty stop string would stop every answer at once; leave it out")
     rows = encode_prompts(list(prompts), tokenizer)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    check_lengths(rows, max_new_tokens, context, names if names is not None else [f"#{i}" for i in range(len(rows))])
+    shown = names if names is not None else [f"#{i}" for i in range(len(rows))]
+    check_lengths(rows, max_new_tokens, context_of(model), shown)
     share = range(len(rows))[distributed.rank() :: distributed.world_size()]
     own = [rows[index] for index in share]
     batches = plan_batches([len(row) + max_new_tokens for row in own], batch_tokens, batch_size)

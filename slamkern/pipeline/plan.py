@@ -22,7 +22,7 @@ from slamkern.pipeline.sections import RunConfig
 from slamkern.pipeline.stages import alignment_pairs, longest_examples, probe_texts, reply_questions
 from slamkern.selection.layers import LayerSelection, choose_before_probe
 from slamkern.selection.trainable import trained_sizes
-from slamkern.training.batches import StepPlan, tokenize
+from slamkern.training.batches import StepPlan, context_of, tokenize
 from slamkern.training.checkpoint import KEPT
 from slamkern.training.footprint import Footprint, gigabytes
 from slamkern.training.memory_budget import offload_choice, parse_bytes
@@ -100,7 +100,7 @@ class Plan:
         layers = selection.layers if selection is not None else choose_before_probe(
             self.shape.num_hidden_layers, section.k, section.rule, section.region, section.preset
         )  # fmt: skip
-        context = getattr(self.shape, "max_position_embeddings", None)
+        context = context_of(self.model)
         examples = tokenize(pairs, self.tokenizer, config, context=context)
         lengths, supervised = examples.lengths.tolist(), examples.supervised.tolist()
         plan = StepPlan(lengths, config)

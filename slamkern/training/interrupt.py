@@ -1,14 +1,40 @@
-"""Signals at the end of a step: the first asks the loop to stop where it can be resumed, the second is immediate.
+"""Signals. At the end of a step: the first asks the loop to stop where it can be resumed, the second is immediate.
 
-Ctrl-C (SIGINT), a scheduler's notice (SIGTERM) and a closed terminal (SIGHUP) are answered alike, each with its status.
+Elsewhere they end what runs at once. Ctrl-C (SIGINT), a scheduler's notice (SIGTERM) and a closed terminal (SIGHUP) are
+answered alike, each with its status.
 """
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block with SystemExit (143, 129), so that what it holds is let go of, as at Ctrl-C.
+
+    In the main thread, to which signals belong. A caller's own handler stays, and so does a signal that is ignored
+    (SIGHUP under nohup).
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread()
+    ends = [number for number in SIGNALS if main and number != signal.SIGINT]
+    taken = [number for number in ends if signal.getsignal(number) == signal.SIG_DFL]
+    try:
+        for number in taken:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class GracefulInterrupt:

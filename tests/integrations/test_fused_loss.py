@@ -132,16 +132,8 @@ def test_an_adapter_on_the_head_is_refused(llama, input_ids):
         slamkern.patch_model(peft.get_peft_model(llama, config), loss=True)
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("head", [False, True])
-def test_in_fsdp2(head, llama, input_ids, process_group):
+def test_in_fsdp2(head, llama, input_ids, one_process):
     from torch.distributed.fsdp import fully_shard
 
     stock = copy.deepcopy(llama).train()
@@ -167,7 +159,7 @@ def test_in_fsdp2(head, llama, input_ids, process_group):
         apart(input_ids=input_ids, labels=input_ids)
 
 
-def test_in_ddp(llama, input_ids, process_group):
+def test_in_ddp(llama, input_ids, one_process):
     expected = copy.deepcopy(llama).train()(input_ids=input_ids, labels=input_ids).loss
     slamkern.apply_selection(slamkern.patch_model(llama, loss=True), [1])
     wrapped = nn.parallel.DistributedDataParallel(llama).train()

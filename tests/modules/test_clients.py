@@ -80,22 +80,18 @@ def test_patched_before_or_after_an_adapter_everything_finds_its_modules(first, 
     assert stats.count.all()
 
 
-def test_a_model_in_ddp_is_explained_selected_and_unpatched(llama, input_ids, tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        slamkern.patch_model(llama)
-        trained = slamkern.apply_selection(llama, [1])
-        wrapped = nn.parallel.DistributedDataParallel(llama)
-        assert [row.path for row in slamkern.explain(wrapped)] == [f"module.model.layers.{i}.mlp" for i in range(4)]
-        wrapped(input_ids=input_ids, labels=input_ids).loss.backward()
-        assert all(t.parameter.grad.abs().sum() > 0 for t in trained)
-        again = slamkern.apply_selection(wrapped, [1])
-        assert [t.parameter for t in again] == [t.parameter for t in trained]
-        slamkern.unpatch_model(wrapped)
-        assert not any(row.fused for row in slamkern.explain(wrapped))
-    finally:
-        torch.distributed.destroy_process_group()
+@pytest.mark.usefixtures("one_process")
+def test_a_model_in_ddp_is_explained_selected_and_unpatched(llama, input_ids):
+    slamkern.patch_model(llama)
+    trained = slamkern.apply_selection(llama, [1])
+    wrapped = nn.parallel.DistributedDataParallel(llama)
+    assert [row.path for row in slamkern.explain(wrapped)] == [f"module.model.layers.{i}.mlp" for i in range(4)]
+    wrapped(input_ids=input_ids, labels=input_ids).loss.backward()
+    assert all(t.parameter.grad.abs().sum() > 0 for t in trained)
+    again = slamkern.apply_selection(wrapped, [1])
+    assert [t.parameter for t in again] == [t.parameter for t in trained]
+    slamkern.unpatch_model(wrapped)
+    assert not any(row.fused for row in slamkern.explain(wrapped))
 
 
 def test_liger_put_over_a_fused_module_is_told(llama):

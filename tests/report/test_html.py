@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -154,15 +155,21 @@ def test_samples_origin_and_what_cannot_be_concluded(folder: Path) -> None:
     assert "Sample outputs" in page and "Gained and lost" not in page
 
 
+def write_answers(folder: Path, when: str, outputs: Sequence[str]) -> None:
+    """These answers in each of two languages, whose gold answer is 3."""
+    (folder / "evaluation" / when).mkdir(parents=True)
+    rows = [
+        {"id": f"x-{code}-{number}", "language": code, "question": f"{code} {number}?", "gold": "3",
+         "output": output, "prediction": 3, "correct": True}
+        for code in ("en", "de") for number, output in enumerate(outputs)
+    ]  # fmt: skip
+    (folder / "evaluation" / when / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
 def test_a_comparison_becomes_change_languages_and_examples(folder: Path) -> None:
     for when in ("before", "after"):
-        (folder / "evaluation" / when).mkdir(parents=True)
-        rows = [
-            {"id": f"x-{code}-{number}", "language": code, "question": f"{code} {number}?", "gold": "3",
-             "output": f"<b>{3 if (number < 16) == (when == 'after') else 4}</b>", "prediction": 3, "correct": True}
-            for code in ("en", "de") for number in range(20)
-        ]  # fmt: skip
-        (folder / "evaluation" / when / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        numbers = [3 if (number < 16) == (when == "after") else 4 for number in range(20)]
+        write_answers(folder, when, [f"<b>{number}</b>" for number in numbers])
     result = compare_run(folder)
     assert result is not None
     page = write_report(folder, result).read_text()
@@ -180,13 +187,7 @@ def test_a_comparison_becomes_change_languages_and_examples(folder: Path) -> Non
 
 def test_outputs_are_shown_where_no_verdict_changed(folder: Path) -> None:
     for when in ("before", "after"):
-        (folder / "evaluation" / when).mkdir(parents=True)
-        rows = [
-            {"id": f"x-{code}-{number}", "language": code, "question": f"{code} {number}?", "gold": "3",
-             "output": f"It is 3, {when}", "prediction": 3, "correct": True}
-            for code in ("en", "de") for number in range(20)
-        ]  # fmt: skip
-        (folder / "evaluation" / when / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        write_answers(folder, when, [f"It is 3, {when}"] * 20)
     result = compare_run(folder)
     assert result is not None and not result["gained"] and not result["lost"]
     page = write_report(folder, result).read_text()

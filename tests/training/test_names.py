@@ -34,14 +34,6 @@ WRAPPERS = {
 }
 
 
-@pytest.fixture
-def one_process(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("neurons", [None, {1: (2, 3)}], ids=["whole", "neurons"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_delta_of_a_wrapped_model_is_one_of_the_plain_model(wrapper, neurons, one_process, tmp_path):
